@@ -1,0 +1,151 @@
+"""The documented functions: the command line calls them, and so does a notebook user.
+
+All raise UserError for what the user must change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+
+
+from nas.dataset import Dataset, load
+from nas.engine import Limits, run_search
+from nas.errors import UserError
+from nas.pareto import best_within
+from nas.pareto import front as pareto_front
+from nas.pipeline import Job, evaluate_architecture
+from nas.progress import progress
+from nas.published import architecture_named
+from nas.record import KB, Proxy, StudyInputs, StudyRecord, TrialResult
+from nas.settings import DEFAULT_TRIALS, Settings, budget_of, load_settings
+from nas.shipped import load_target, read
+from nas.study import load_study
+
+
+def search(study: str | None = None, *, silent: bool = True, **settings: Any) -> StudyRecord:
+    """Runs or continues a search and returns all that its study holds.
+
+    `study` names a built-in study or a TOML file; keyword arguments (the fields of
+    `nas.settings.Settings`) override it. Everything is kept in the folder studies/<name>.
+    """
+    asked = load_settings(study, settings)
+    target = load_target(asked.target)
+    dataset = load(asked.data, tolerate_bad_files=asked.tolerate_bad_files)
+    space_name, space = read("spaces", asked.space)
+    inputs = StudyInputs(
+        data=_where(asked.data),
+        data_fingerprint=dataset.fingerprint,
+        data_note=dataset.note,
+        classes=list(dataset.classes),
+        space_name=space_name,
+        space=space,
+        target=target.name,
+        size_kind=target.size_kind,
+        budget=budget_of(asked, target),
+        proxy=asked.proxy,
+        seed=asked.seed,
+    )
+    name = asked.name or f"{dataset.name}-{space_name}"
+    with progress(silent) as shown:
+        return run_search(
+            name,
+            inputs,
+            Job(dataset, target, asked.proxy),
+            _limits(asked),
+            asked.workers or os.cpu_count() or 1,
+            shown,
+            asked.storage,
+        )
+
+
+def front(name: str, *, storage: str | None = None) -> list[TrialResult]:
+    """The non-dominated trials of a study within its budget, smallest first."""
+    record = load_study(name, storage)
+    return pareto_front(record.trials, record.inputs.size_kind, record.inputs.budget)
+
+
+def evaluate(
+    architecture: str,
+    *,
+    data: str = "synthetic-scenes",
+    target: str = "host",
+    epochs: int | None = None,
+    seed: int = 0,
+) -> TrialResult:
+    """One architecture (canonical string or published name) through the whole pipeline.
+
+    The artefact goes to studies/evaluated/.
+    """
+    found, _ = architecture_named(architecture)
+    proxy = Proxy(epochs=epochs) if epochs else Proxy()
+    job = Job(load(data), load_target(target), proxy)
+    key = f"{found} {job.dataset.fingerprint} {target} {proxy} {seed}"
+    stem = Path("studies/evaluated") / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    return evaluate_architecture(found, job, seed, stem)
+
+
+def export(
+    name: str,
+    *,
+    trial: int | None = None,
+    max_kb: float | None = None,
+    out: str | None = None,
+    epochs: int | None = None,
+    retrain: bool = True,
+    data: str | None = None,
+    storage: str | None = None,
+) -> Any:
+    """Retrains one trial's network in full, tests it once and writes a folder to deploy.
+
+    `trial` chooses it; else the most accurate within `max_kb` (default: within the budget).
+    `data` says where the recordings lie now, if they have moved.
+    """
+    record = load_study(name, storage)
+    chosen = _chosen(record, trial, max_kb)
+    dataset = _same_data(record, data or record.inputs.data)
+    job = Job(dataset, load_target(record.inputs.target), record.inputs.proxy)
+    folder = Path(out or f"{name}-trial{chosen.trial}")
+    from nas.bundle import export as write_bundle
+
+    return write_bundle(record, chosen, job, folder, epochs=epochs, retrain=retrain)
+
+
+def _chosen(record: StudyRecord, trial: int | None, max_kb: float | None) -> TrialResult:
+    kind, budget_kb = record.inputs.size_kind, record.inputs.budget.size_bytes / KB
+    if trial is None:
+        kb = budget_kb if max_kb is None else max_kb
+        best = best_within(record.trials, kind, kb)
+        if best is None:
+            raise UserError(f"study '{record.name}' has no network within {kb:g} KB ({kind})")
+        return best
+    complete = {r.trial: r for r in record.trials if r.state == "complete"}
+    if trial not in complete:
+        raise UserError(
+            f"--trial is {trial}, but study '{record.name}' has no complete trial of that number; "
+            f"see `nas front {record.name} --all`"
+        )
+    return complete[trial]
+
+
+def _same_data(record: StudyRecord, data: str) -> Dataset:
+    dataset = load(data, tolerate_bad_files=True)
+    if dataset.fingerprint != record.inputs.data_fingerprint:
+        raise UserError(
+            f"{data}: not the recordings that study '{record.name}' was searched on (their "
+            "content or splits differ); give the original ones with --data"
+        )
+    return dataset
+
+
+def _where(data: str) -> str:
+    return os.path.abspath(data) if Path(data).exists() else data
+
+
+def _limits(asked: Settings) -> Limits:
+    trials = asked.trials if asked.trials or asked.minutes else DEFAULT_TRIALS
+    return Limits(trials, asked.minutes)

@@ -1,0 +1,347 @@
+"""The commands. Heavy imports happen inside the functions that need them, so that help is quick.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 2 the user must change
+something, 1 our fault, 130 interrupted (nothing lost).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nas import __version__
+from nas.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command `nas`; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"nas: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nas: interrupted; every finished trial is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nas",
+        description="Finds the best audio classifier for a device and a size budget.",
+    )
+    parser.add_argument("--version", action="version", version=f"nas {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_search, _add_front, _add_report, _add_export, _add_evaluate):
+        add(commands)
+    for add in (_add_show, _add_measure, _add_data, _add_list):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_search(commands: Any) -> None:
+    parser = _command(commands, "search", _search, "search; the same command again continues")
+    parser.add_argument("study", nargs="?", help="a built-in study or a TOML file; flags override")
+    parser.add_argument("--name", help="name of the study (default: from the data and the space)")
+    parser.add_argument("--data", help="folder of recordings, CSV manifest or built-in data set")
+    parser.add_argument("--space", help="built-in search space or a TOML file")
+    parser.add_argument("--target", help="built-in target or a TOML file")
+    parser.add_argument("--budget-kb", type=float, help="size limit, of the kind the target names")
+    parser.add_argument("--max-latency-ms", type=float, help="limit on the time of one inference")
+    parser.add_argument("--max-ram-kb", type=float, help="limit on the peak of the feature maps")
+    parser.add_argument("--max-mmacs", type=float, help="limit on million MACs of one inference")
+    parser.add_argument("--trials", type=int, help="finished trials in the study, in all")
+    parser.add_argument("--minutes", type=float, help="time for this run")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--seed", type=int, help="seed of sampling, training and splits")
+    parser.add_argument("--storage", help="database URL, for several machines (default: a file)")
+    parser.add_argument(
+        "--tolerate-bad-files",
+        action="store_true",
+        default=None,
+        help="go on although more than 10 %% of the files cannot be used",
+    )
+
+
+def _search(options: argparse.Namespace) -> None:
+    from nas import api, report
+
+    flags = {k: v for k, v in vars(options).items() if k not in ("run", "study")}
+    record = api.search(options.study, silent=False, **flags)
+    page = Path("studies") / record.name / "report.html"
+    report.write_html([record], page)
+    print(report.front_table(record))
+    print(f"\nPage: {page}")
+    print(f"Next: nas export {record.name} --max-kb {record.inputs.budget.size_bytes / 1024:g}")
+
+
+def _add_front(commands: Any) -> None:
+    parser = _command(commands, "front", _front, "the Pareto front of a study as a table")
+    _name_and_storage(parser)
+    parser.add_argument("--all", action="store_true", help="every trial (with --json or --csv)")
+    parser.add_argument("--csv", action="store_true", help="comma-separated values")
+    _json_flag(parser)
+
+
+def _front(options: argparse.Namespace) -> None:
+    from nas import report
+    from nas.study import load_study
+
+    record = load_study(options.name, options.storage)
+    if options.json:
+        _print_json(report.front_rows(record, options.all))
+    elif options.csv or options.all:
+        print(report.front_csv(record, options.all), end="")
+    else:
+        print(report.front_table(record))
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(commands, "report", _report, "one HTML page (and a picture) of a study")
+    _name_and_storage(parser)
+    parser.add_argument("--png", metavar="FILE", help="also draw the front as a picture")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nas import report
+    from nas.study import load_study
+
+    record = load_study(options.name, options.storage)
+    page = Path("studies") / record.name / "report.html"
+    report.write_html([record], page)
+    print(page)
+    if options.png:
+        report.write_png(record, Path(options.png))
+        print(options.png)
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(commands, "export", _export, "retrain one network and write it, to deploy")
+    _name_and_storage(parser)
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--trial", type=int, help="this trial")
+    choice.add_argument("--max-kb", type=float, help="the most accurate that fits into so much")
+    parser.add_argument("--out", metavar="DIR", help="folder to write (default: NAME-trialN)")
+    parser.add_argument("--epochs", type=int, help="epochs of the full training")
+    parser.add_argument("--no-retrain", action="store_true", help="ship the trial's own artefact")
+    parser.add_argument("--data", help="where the recordings are now, if they have moved")
+    _json_flag(parser)
+
+
+def _export(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from nas import api
+
+    exported = api.export(
+        options.name,
+        trial=options.trial,
+        max_kb=options.max_kb,
+        out=options.out,
+        epochs=options.epochs,
+        retrain=not options.no_retrain,
+        data=options.data,
+        storage=options.storage,
+    )
+    if options.json:
+        _print_json(msgspec.to_builtins(exported))
+    else:
+        _print_exported(exported)
+
+
+def _print_exported(exported: Any) -> None:
+    print(f"{exported.out}: {', '.join(exported.files)}")
+    print(f"{exported.file_bytes / 1024:.1f} KB, {exported.latency_ms:.2f} ms")
+    print(f"accuracy on validation {exported.validation_accuracy:.1%}", end="")
+    if exported.test_accuracy is None:
+        print("; the data have no test split")
+    else:
+        low, high = exported.test_accuracy_low, exported.test_accuracy_high
+        print(f", on test {exported.test_accuracy:.1%} ({low:.1%} to {high:.1%})")
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _command(
+        commands, "evaluate", _evaluate, "train, quantise and measure one architecture"
+    )
+    parser.add_argument("architecture", help="canonical string or published name")
+    parser.add_argument("--data", default="synthetic-scenes", help="recordings")
+    parser.add_argument("--target", default="host", help="built-in target or a TOML file")
+    parser.add_argument("--epochs", type=int, help="epochs of training")
+    parser.add_argument("--seed", type=int, default=0)
+    _json_flag(parser)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from nas import api
+    from nas.pareto import row
+    from nas.shipped import load_target
+
+    result = api.evaluate(
+        options.architecture,
+        data=options.data,
+        target=options.target,
+        epochs=options.epochs,
+        seed=options.seed,
+    )
+    figures = row(result, load_target(options.target).size_kind)
+    if options.json:
+        _print_json(figures)
+    else:
+        _print_pairs(figures)
+
+
+def _add_show(commands: Any) -> None:
+    parser = _command(commands, "show", _show, "the layer table of an architecture")
+    parser.add_argument("architecture", help="canonical string or published name")
+    parser.add_argument("--classes", type=int, help="number of classes (default: the paper's, 10)")
+    _json_flag(parser)
+
+
+def _show(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from nas.cost import estimate, layers
+    from nas.published import architecture_named
+
+    architecture, classes = architecture_named(options.architecture)
+    classes = options.classes or classes or 10
+    cost, table = estimate(architecture, classes), layers(architecture, classes)
+    if options.json:
+        rows = [msgspec.to_builtins(layer) for layer in table]
+        figures = msgspec.to_builtins(cost)
+        _print_json({"architecture": str(architecture), **figures, "layers": rows})
+        return
+    print(architecture)
+    print(f"{'layer':44} {'output':>13} {'params':>8} {'MACs':>11} {'bytes':>8} {'live RAM':>9}")
+    for layer in table:
+        shape = "x".join(map(str, layer.output_shape))
+        print(
+            f"{layer.name:44} {shape:>13} {layer.parameters:>8,} {layer.macs:>11,} "
+            f"{layer.bytes:>8,} {layer.live_bytes:>9,}"
+        )
+    _print_pairs({"classes": classes, **msgspec.to_builtins(cost)})
+
+
+def _add_measure(commands: Any) -> None:
+    parser = _command(commands, "measure", _measure, "size and latency of an ONNX file")
+    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument("--target", default="host", help="built-in target or a TOML file")
+    _json_flag(parser)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from nas.measure import check, latency
+    from nas.shipped import load_target
+
+    try:
+        model = Path(options.model).read_bytes()
+    except OSError as error:
+        raise UserError(f"{options.model}: {error.strerror}; give an ONNX file") from None
+    target = load_target(options.target)
+    check(model, options.model)
+    times = msgspec.to_builtins(latency(model, target))
+    figures = {"file_bytes": len(model), **times, "target": target.name}
+    if options.json:
+        _print_json(figures)
+    else:
+        _print_pairs(figures)
+
+
+def _add_data(commands: Any) -> None:
+    parser = _command(commands, "data", _data, "what a folder of recordings holds")
+    parser.add_argument("path", nargs="?", help="folder, CSV manifest or built-in data set")
+    parser.add_argument("--clear-cache", action="store_true", help="delete all cached features")
+    _json_flag(parser)
+
+
+def _data(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from nas.cache import clear_cache
+    from nas.dataset import describe, load
+
+    if options.clear_cache:
+        print(f"freed {clear_cache() / 2**20:.0f} MB", file=sys.stderr)
+    if options.path:
+        report = msgspec.to_builtins(describe(load(options.path, tolerate_bad_files=True)))
+        if options.json:
+            _print_json(report)
+        else:
+            _print_pairs(report)
+    elif not options.clear_cache:
+        raise UserError("nas data needs a PATH (or --clear-cache)")
+
+
+def _add_list(commands: Any) -> None:
+    parser = _command(commands, "list", _list, "what comes with nas, and your studies")
+    kinds = ("spaces", "targets", "architectures", "studies", "datasets")
+    parser.add_argument("kind", choices=kinds)
+
+
+def _list(options: argparse.Namespace) -> None:
+    for name in _names(options.kind):
+        print(name)
+
+
+def _names(kind: str) -> list[str]:
+    from nas import published, shipped
+
+    if kind == "architectures":
+        return list(published.published())
+    if kind == "datasets":
+        from nas.dataset import BUILT_IN
+
+        return list(BUILT_IN)
+    names = shipped.names(kind)  # type: ignore[arg-type]
+    if kind == "studies":
+        own = sorted(path.parent.name for path in Path("studies").glob("*/study.db"))
+        names += [name for name in own if name not in names]
+    return names
+
+
+def _name_and_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="name of the study")
+    parser.add_argument("--storage", help="database URL (default: studies/NAME/study.db)")
+
+
+def _json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def _print_pairs(figures: dict[str, Any]) -> None:
+    for key, value in figures.items():
+        print(f"{key + ':':20} {_readable(value)}")
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(_readable(v) for v in value) or "none"
+    return str(value)

@@ -1,0 +1,301 @@
+"""Log-mel features of a data set, computed once per front end and memory-mapped by all workers.
+
+One entry of the cache is one data set (by fingerprint) under one front end: a float16 array per
+split, normalised by the training split's mean and deviation, and those two. Clips longer than the
+front end's are cut into windows, shorter ones are repeated until they fill it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from nas.arch import FrontEnd
+from nas.audio import Waveform, read
+from nas.cache import cache_folder, evict, locked
+from nas.dataset import Dataset
+from nas.errors import UserError
+from nas.layouts import Clip, Split
+
+FLOOR = 1e-6
+_VERSION = 1
+_OVERHANG = 0.1  # a remainder shorter than this share of a clip gets no window of its own
+_SMALLEST_DEVIATION = 0.1
+_BATCH_SAMPLES = 1 << 20
+_DTYPE = np.dtype(np.float16)
+
+
+class Window(NamedTuple):
+    """One clip length of a recording; `recording` counts the clips that were cut."""
+
+    recording: int
+    clip: Clip
+    start_s: float
+    length_s: float
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """Features of one split, and which recording each row belongs to.
+
+    `features` is float16 [windows, 1 + deltas, mel bands, frames], mapped from disk; `labels` and
+    `recordings` are int64 [windows]; `clips` has one entry per recording.
+    """
+
+    features: npt.NDArray[np.float16]
+    labels: npt.NDArray[np.int64]
+    recordings: npt.NDArray[np.int64]
+    clips: tuple[Clip, ...]
+
+    @property
+    def groups(self) -> tuple[str | None, ...]:
+        """Group of each recording."""
+        return tuple(clip.group for clip in self.clips)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The splits that were asked for; `mean` and `std` are float32 [1 + deltas, mel bands]."""
+
+    mean: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+    splits: dict[Split, SplitFeatures]
+
+    def split(self, name: Split) -> SplitFeatures:
+        """One of the splits that were asked for."""
+        return self.splits[name]
+
+
+def front_end(waveforms: Tensor, settings: FrontEnd) -> Tensor:
+    """Natural-log mel power spectrogram: [N, samples] float32 to [N, 1 + deltas, mels, frames].
+
+    Hann window, HTK mel scale from 0 Hz to half the rate, no filter normalisation, floor 1e-6;
+    centred frames see zeros beyond the ends. Deltas are slopes over five frames.
+    """
+    mel = _mel_spectrogram(settings)(waveforms).clamp_min(FLOOR).log_()
+    channels = [mel]
+    for _ in range(settings.deltas):
+        channels.append(torchaudio.functional.compute_deltas(channels[-1]))
+    return torch.stack(channels, dim=1)
+
+
+@lru_cache(maxsize=64)
+def _mel_spectrogram(settings: FrontEnd) -> torchaudio.transforms.MelSpectrogram:
+    with warnings.catch_warnings():
+        # a band too narrow for the FFT stays at the floor, which the search may find out
+        warnings.filterwarnings("ignore", message="At least one mel filterbank")
+        return torchaudio.transforms.MelSpectrogram(
+            sample_rate=settings.sample_rate_hz,
+            n_fft=settings.fft,
+            win_length=settings.window,
+            hop_length=settings.hop,
+            f_min=0.0,
+            f_max=settings.sample_rate_hz / 2,
+            n_mels=settings.mels,
+            power=2.0,
+            center=bool(settings.center),
+            pad_mode="constant",
+            norm=None,
+            mel_scale="htk",
+        )
+
+
+def windows(clips: Sequence[Clip], clip_s: float) -> list[Window]:
+    """Equally spaced windows that cover each clip, the last one ending where the clip ends."""
+    cut = []
+    for recording, clip in enumerate(clips):
+        count = max(1, math.ceil(clip.duration_s / clip_s - _OVERHANG))
+        spare = max(0.0, clip.duration_s - clip_s) if count > 1 else 0.0
+        for i in range(count):
+            start_s = clip.start_s + spare * i / max(1, count - 1)
+            cut.append(Window(recording, clip, start_s, min(clip_s, clip.duration_s)))
+    return cut
+
+
+def waveforms(
+    dataset: Dataset, clips: Sequence[Clip], sample_rate_hz: int, clip_s: float
+) -> Waveform:
+    """Raw audio of every window of the clips, in order: float32 [windows, samples]."""
+    return _audio(dataset, windows(clips, clip_s), sample_rate_hz, clip_s)
+
+
+def _audio(
+    dataset: Dataset, part: Sequence[Window], sample_rate_hz: int, clip_s: float
+) -> Waveform:
+    samples = round(sample_rate_hz * clip_s)
+    out = np.empty((len(part), samples), np.float32)
+    for row, window in zip(out, part, strict=True):
+        path = dataset.root / window.clip.path
+        try:
+            audio = read(path, window.start_s, window.length_s, sample_rate_hz)
+        except (OSError, soundfile.LibsndfileError):
+            raise UserError(
+                f"{path}: cannot be read any more; it was changed or removed after it was checked"
+            ) from None
+        # a short recording is repeated until it fills the window
+        row[:] = np.resize(audio, samples) * np.float32(window.clip.gain)
+    return out
+
+
+def compute(
+    dataset: Dataset,
+    settings: FrontEnd,
+    *,
+    splits: Sequence[Split] = ("train", "validation"),
+    workers: int | None = None,
+) -> Features:
+    """Features of some splits, from the cache or computed into it by `workers` threads.
+
+    Processes that need the same entry at the same moment compute it once. The cache keeps within
+    $NAS_CACHE_GB (default 5) by dropping what was used longest ago.
+    """
+    key = f"{_VERSION} {dataset.fingerprint} {settings}"
+    entry = cache_folder("features") / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    with locked(entry), _explained(entry):
+        entry.mkdir(exist_ok=True)
+        for name in dict.fromkeys(("train", *splits)):
+            if not (entry / f"{name}.npy").exists():
+                _write_split(entry, dataset, settings, name, workers or os.cpu_count() or 1)
+        os.utime(entry)
+        mean, std = np.load(entry / "normalisation.npy")
+        found = {name: _open_split(entry, dataset, settings, name) for name in splits}
+    evict(entry.parent, entry, _limit_bytes())
+    return Features(mean, std, found)
+
+
+@contextlib.contextmanager
+def _explained(entry: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cache folder {entry.parent}: {error.strerror}; make room (`nas data --clear-cache`) "
+            "or set NAS_CACHE to another folder"
+        ) from None
+
+
+def _limit_bytes() -> int:
+    text = os.environ.get("NAS_CACHE_GB") or "5"
+    try:
+        return int(float(text) * 2**30)
+    except ValueError:
+        raise UserError(f"NAS_CACHE_GB is '{text}', it must be a number of gigabytes") from None
+
+
+def _open_split(entry: Path, dataset: Dataset, settings: FrontEnd, name: Split) -> SplitFeatures:
+    clips = dataset.split(name)
+    recordings = np.array([w.recording for w in windows(clips, settings.clip_s)], np.int64)
+    classes = np.array([dataset.classes.index(clip.label) for clip in clips], np.int64)
+    # copy on write, as torch warns about arrays that cannot be written to
+    features = np.load(entry / f"{name}.npy", mmap_mode="c")
+    return SplitFeatures(features, classes[recordings], recordings, clips)
+
+
+class _RowFile:
+    """An .npy array that several threads fill row by row; mapping it would count as memory."""
+
+    def __init__(self, file: IO[bytes], shape: tuple[int, ...]) -> None:
+        header = {"descr": _DTYPE.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        self.file, self.row_shape, self.offset = file, shape[1:], file.tell()
+        self.row_bytes = math.prod(self.row_shape) * _DTYPE.itemsize
+
+    def write(self, start: int, rows: npt.NDArray[np.float16]) -> None:
+        data = memoryview(rows.tobytes())
+        position = self.offset + start * self.row_bytes
+        while data:
+            written = os.pwrite(self.file.fileno(), data, position)
+            data, position = data[written:], position + written
+
+    def read(self, part: range) -> npt.NDArray[np.float16]:
+        position = self.offset + part.start * self.row_bytes
+        data = os.pread(self.file.fileno(), len(part) * self.row_bytes, position)
+        return np.frombuffer(data, _DTYPE).reshape(len(part), *self.row_shape)
+
+
+def _write_split(
+    entry: Path, dataset: Dataset, settings: FrontEnd, name: Split, workers: int
+) -> None:
+    """Add one split to the entry, in one step; training brings the normalisation with it."""
+    cut = windows(dataset.split(name), settings.clip_s)
+    parts = _parts(len(cut), max(1, _BATCH_SAMPLES // settings.samples))
+    for leftover in entry.glob(".new-*"):
+        leftover.unlink()
+    with tempfile.NamedTemporaryFile("w+b", dir=entry, prefix=".new-", delete=False) as file:
+        rows = _RowFile(file, (len(cut), *settings.shape))
+        if name == "train":
+            sums = _fill(rows, dataset, settings, cut, parts, None, workers)
+            scale = _scale(sums / (len(cut) * settings.frames))
+            for part in parts:
+                rows.write(part.start, _normalised(torch.from_numpy(rows.read(part).copy()), scale))
+            np.save(entry / "normalisation.npy", scale.numpy())
+        else:
+            scale = torch.from_numpy(np.load(entry / "normalisation.npy"))
+            _fill(rows, dataset, settings, cut, parts, scale, workers)
+        os.fsync(file.fileno())
+    os.replace(file.name, entry / f"{name}.npy")
+
+
+def _parts(total: int, size: int) -> list[range]:
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _fill(
+    rows: _RowFile,
+    dataset: Dataset,
+    settings: FrontEnd,
+    cut: Sequence[Window],
+    parts: Sequence[range],
+    scale: Tensor | None,
+    workers: int,
+) -> Tensor:
+    """Decode, transform and write all windows; [2, C, M] sums of the features and their squares."""
+
+    def fill(part: range) -> Tensor:
+        mine = cut[part.start : part.stop]
+        audio = _audio(dataset, mine, settings.sample_rate_hz, settings.clip_s)
+        with torch.inference_mode():
+            mel = front_end(torch.from_numpy(audio), settings)
+            rows.write(
+                part.start, _normalised(mel, scale) if scale is not None else mel.half().numpy()
+            )
+            return torch.stack([x.sum((0, 3), dtype=torch.float64) for x in (mel, mel.square())])
+
+    _mel_spectrogram(settings)  # built before the threads start, as it silences a warning
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.stack(list(pool.map(fill, parts))).sum(0)
+
+
+def _scale(means: Tensor) -> Tensor:
+    """[2, C, M] mean and deviation from the means of the features and of their squares."""
+    mean, square = means
+    deviation = (square - mean.square()).clamp_min(0).sqrt().clamp_min(_SMALLEST_DEVIATION)
+    return torch.stack([mean, deviation]).float()
+
+
+def _normalised(features: Tensor, scale: Tensor) -> npt.NDArray[np.float16]:
+    mean, deviation = scale[:, None, :, :, None]
+    return _half((features.float() - mean) / deviation)
+
+
+def _half(features: Tensor) -> npt.NDArray[np.float16]:
+    array: npt.NDArray[np.float16] = features.half().numpy()
+    return array

@@ -1,0 +1,73 @@
+"""What a running search shows: a live line on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a search stands. `left` and `seconds_left` are None when only time limits it."""
+
+    done: int
+    running: int
+    left: int | None
+    infeasible: int
+    failed: int
+    best: str
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        left = f", {self.left} left" if self.left is not None else ""
+        time_left = f", about {minutes(self.seconds_left)}" if self.seconds_left is not None else ""
+        extra = f" ({self.infeasible} could not fit)" if self.infeasible else ""
+        extra += f" ({self.failed} failed)" if self.failed else ""
+        return (
+            f"{self.done} trials done{extra}, {self.running} running{left}{time_left}; {self.best}"
+        )
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+class Progress:
+    """Prints to stderr; `event` stays on the screen, `standing` is replaced by the next one."""
+
+    def __init__(self, live: Live | None, silent: bool = False) -> None:
+        self._live = live
+        self._silent = silent
+        self._last = 0.0
+
+    def event(self, text: str) -> None:
+        if self._silent:
+            return
+        if self._live:
+            self._live.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def standing(self, standing: Standing) -> None:
+        if self._live:
+            self._live.update(Text(str(standing)))
+        elif time.monotonic() - self._last > 10:
+            self._last = time.monotonic()
+            self.event(str(standing))
+
+
+@contextlib.contextmanager
+def progress(silent: bool = False) -> Iterator[Progress]:
+    console = Console(stderr=True)
+    if silent or not console.is_terminal:
+        yield Progress(None, silent)
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        yield Progress(live)

@@ -1,0 +1,142 @@
+"""What is known about one candidate: its cost before training, its measurement afterwards.
+
+All of these are frozen msgspec Structs, so that they go to and from Optuna's storage and JSON
+unchanged. KB is 1,024 bytes; sizes are stored in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SizeKind = Literal["file_bytes", "parameter_bytes", "flash_bytes"]
+LatencyKind = Literal["measured", "estimated", "none"]
+State = Literal["complete", "infeasible", "stopped", "repeated", "failed"]
+
+KB = 1024
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One row of the layer table; `output_shape` is (channels, frequency, time)."""
+
+    name: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    bytes: int
+    live_bytes: int
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What the structure alone says, at the architecture's number format. All estimates."""
+
+    parameters: int
+    macs: int
+    parameter_bytes: int
+    file_bytes: int
+    flash_bytes: int
+    peak_ram_bytes: int
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Time of one inference on one device, one clip.
+
+    `latency_ms` is the minimum over interleaved bursts; `reference_ratio` is that minimum over
+    the minimum of a fixed reference network timed in the same window.
+    """
+
+    latency_ms: float
+    latency_median_ms: float
+    latency_p95_ms: float
+    reference_ratio: float
+    latency_kind: LatencyKind
+    device: str
+
+
+class Score(msgspec.Struct, frozen=True):
+    """Accuracy (mean of the per-class accuracies) on recordings, with its 95 % interval."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    plain_accuracy: float
+    log_loss: float
+    class_accuracy: dict[str, float]
+    group_accuracy: dict[str, float]
+    confusion: list[list[int]]
+
+
+class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One trial, whatever became of it. Fields that a state cannot know stay None."""
+
+    architecture: str
+    state: State
+    reason: str = ""
+    cost: Cost | None = None
+    score: Score | None = None
+    float_accuracy: float | None = None
+    file_bytes: int | None = None
+    latency: Latency | None = None
+    artifact: str | None = None
+    seconds: float = 0.0
+    seconds_training: float = 0.0
+    rungs: list[tuple[int, float]] = []
+    trial: int = -1
+    finished_at: float = 0.0
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """Limits on a candidate; None means no limit."""
+
+    size_bytes: int
+    latency_ms: float | None = None
+    ram_bytes: int | None = None
+    macs: int | None = None
+
+
+class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The short training of a trial; also the recipe of the full one, with more epochs."""
+
+    epochs: int = 20
+    batch: int = 32
+    learning_rate: float = 0.004
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    mixup: float = 0.3
+    frequency_mask: int = 8
+    time_mask_share: float = 0.1
+
+
+class StudyInputs(msgspec.Struct, frozen=True):
+    """All that a study's results depend on, frozen when it is created. `space` is TOML text."""
+
+    data: str
+    data_fingerprint: str
+    data_note: str
+    classes: list[str]
+    space_name: str
+    space: str
+    target: str
+    size_kind: SizeKind
+    budget: Budget
+    proxy: Proxy
+    seed: int
+
+
+class StudyRecord(msgspec.Struct, frozen=True):
+    """One study as read back: its inputs, every recorded trial, and which choices mattered."""
+
+    name: str
+    inputs: StudyInputs
+    trials: list[TrialResult]
+    started_at: float = 0.0
+
+
+def size_bytes(result: TrialResult, kind: SizeKind) -> int:
+    """The size that the target's budget means: measured for files, estimated otherwise."""
+    if kind == "file_bytes" and result.file_bytes is not None:
+        return result.file_bytes
+    if result.cost is None:
+        raise ValueError(f"trial {result.trial} has no cost")
+    return int(getattr(result.cost, kind))

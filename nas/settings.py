@@ -1,0 +1,97 @@
+"""What a search is asked to do: a study's TOML file, overridden by flags or keyword arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nas.errors import UserError
+from nas.record import KB, Budget, Proxy
+from nas.shipped import decode, read
+from nas.target import TargetProfile
+
+DEFAULT_TRIALS = 40
+DEFAULT_BUDGET_KB = 64.0
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One search. None means the default: the target's limit, or no limit; `workers` of 0 one per
+    core; without `trials` and `minutes` DEFAULT_TRIALS."""
+
+    name: str = ""
+    data: str = "synthetic-scenes"
+    space: str = "small"
+    target: str = "host"
+    budget_kb: float | None = None
+    max_latency_ms: float | None = None
+    max_ram_kb: float | None = None
+    max_mmacs: float | None = None
+    trials: int | None = None
+    minutes: float | None = None
+    workers: int = 0
+    seed: int = 0
+    storage: str | None = None
+    tolerate_bad_files: bool = False
+    proxy: Proxy = Proxy()
+
+
+def load_settings(study: str | None, overrides: dict[str, Any]) -> Settings:
+    """The settings of a built-in study or TOML file, with the overrides that are not None.
+
+    Raises UserError for unknown keys, wrong types and numbers that make no sense.
+    """
+    settings = Settings()
+    if study:
+        origin, text = read("studies", study)
+        settings = decode(text, Settings, origin)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    unknown = set(given) - set(Settings.__struct_fields__)
+    if unknown:
+        raise UserError(f"unknown setting '{min(unknown)}': known are {_names()}")
+    settings = msgspec.structs.replace(settings, **given)
+    _check(settings)
+    return settings
+
+
+def budget_of(settings: Settings, target: TargetProfile) -> Budget:
+    """The tighter of the user's limits and the target's."""
+    limits = target.limits
+    asked_kb = settings.budget_kb
+    if asked_kb is None and limits.size_bytes is None:
+        asked_kb = DEFAULT_BUDGET_KB
+    size = _tighter(asked_kb and round(asked_kb * KB), limits.size_bytes)
+    if size is None:
+        raise UserError(f"target '{target.name}' and the search have no size limit: --budget-kb")
+    ram = settings.max_ram_kb and round(settings.max_ram_kb * KB)
+    macs = settings.max_mmacs and round(settings.max_mmacs * 1e6)
+    return Budget(
+        size_bytes=int(size),
+        latency_ms=_tighter(settings.max_latency_ms, limits.latency_ms),
+        ram_bytes=_whole(_tighter(ram, limits.ram_bytes)),
+        macs=_whole(_tighter(macs, limits.macs)),
+    )
+
+
+def _tighter(asked: float | None, allowed: float | None) -> float | None:
+    known = [limit for limit in (asked, allowed) if limit is not None]
+    return min(known) if known else None
+
+
+def _whole(limit: float | None) -> int | None:
+    return None if limit is None else int(limit)
+
+
+def _names() -> str:
+    return ", ".join(Settings.__struct_fields__)
+
+
+def _check(settings: Settings) -> None:
+    for key in ("budget_kb", "max_latency_ms", "max_ram_kb", "max_mmacs", "trials", "minutes"):
+        value = getattr(settings, key)
+        if value is not None and not value > 0:
+            raise UserError(f"--{key.replace('_', '-')} is {value:g}; it must be more than 0")
+    if settings.workers < 0:
+        raise UserError(f"--workers is {settings.workers}; it must be 0 (one per core) or more")
+    if settings.name and not all(c.isalnum() or c in "-_." for c in settings.name):
+        raise UserError(f"--name is '{settings.name}'; use letters, digits, '-', '_' and '.'")

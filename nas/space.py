@@ -1,0 +1,343 @@
+"""A search space: lists of choices in TOML -> sample(trial) -> Architecture.
+
+Every combination of choices is a valid architecture: a choice that would change nothing (a
+residual where no shape allows it, a way of pooling without a stride) is not asked for, so that
+one network has one set of choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+
+from nas.arch import KINDS, Architecture, FrontEnd, Head, Quantization, Stage
+from nas.errors import UserError
+from nas.shipped import decode, read
+
+
+Choose = Callable[[str, Sequence[Any]], Any]
+
+
+class Trial(Protocol):
+    """What sampling needs of an Optuna trial (or of a FixedTrial in its place)."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+class FrontEndChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Lists of choices; `window` left out means the FFT length, `clip_s` the data's own."""
+
+    sample_rate_hz: tuple[int, ...]
+    fft: tuple[int, ...]
+    hop: tuple[int, ...]
+    mels: tuple[int, ...]
+    window: tuple[int, ...] = ()
+    clip_s: tuple[float, ...] = ()
+    deltas: tuple[int, ...] = (0,)
+    center: tuple[int, ...] = (1,)
+
+
+class StageChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Lists of choices of one stage; strides and kernels are "FxT" (frequency x time)."""
+
+    kind: tuple[str, ...]
+    repeats: tuple[int, ...] = (1,)
+    kernel: tuple[str, ...] = ("3x3",)
+    stride: tuple[str, ...] = ("1x1",)
+    down: tuple[str, ...] = ("stride",)
+    dilation: tuple[int, ...] = (1,)
+    expansion: tuple[float, ...] = (1.0,)
+    channels: tuple[int, ...] = ()
+    activation: tuple[str, ...] = ("relu",)
+    squeeze: tuple[int, ...] = (0,)
+    residual: tuple[int, ...] = (0,)
+    response_norm: tuple[int, ...] = (0,)
+    subbands: tuple[int, ...] = (1,)
+    dropout: tuple[int, ...] = (0,)
+
+
+class HeadChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    kind: tuple[str, ...] = ("gap",)
+    channels: tuple[int, ...] = (0,)
+    dropout: tuple[int, ...] = (0,)
+
+
+class QuantizationChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    scheme: tuple[str, ...] = ("int8",)
+    weights: tuple[str, ...] = ("channel",)
+    keep_float: tuple[str, ...] = ("none",)
+
+
+class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All choices. `stages[0]` is the stem."""
+
+    name: str
+    description: str
+    front_end: FrontEndChoices
+    stages: tuple[StageChoices, ...]
+    head: HeadChoices = HeadChoices()
+    quantization: QuantizationChoices = QuantizationChoices()
+
+    def sample(self, trial: Trial, clip_s: float) -> Architecture:
+        """The architecture of this trial's choices, for clips of `clip_s` seconds unless the
+        space has clip lengths of its own."""
+        return _sample(self, partial(_ask, trial), clip_s)
+
+    def choices_of(self, architecture: Architecture) -> dict[str, Any] | None:
+        """The choices that sample to this architecture; None if it is not in the space."""
+        wanted = _wanted(architecture)
+        asked: dict[str, Any] = {}
+
+        def recall(name: str, choices: Sequence[Any]) -> Any:
+            value = wanted.get(name)
+            if value not in choices:
+                raise _NotInSpace
+            if len(choices) > 1:
+                asked[name] = value if isinstance(value, str) else sorted(choices).index(value)
+            return value
+
+        try:
+            sampled = _sample(self, recall, architecture.front_end.clip_s)
+        except _NotInSpace:
+            return None
+        return asked if sampled == architecture else None
+
+    def contains(self, architecture: Architecture) -> bool:
+        return self.choices_of(architecture) is not None
+
+    def smallest(self, size: Callable[[Architecture], float], clip_s: float) -> Architecture:
+        """The architecture of least `size` that a coordinate descent finds: the smallest of
+        every number, and of every named choice the one that helps."""
+        named: dict[str, Sequence[str]] = {}
+        fixed: dict[str, str] = {}
+
+        def choose(name: str, choices: Sequence[Any]) -> Any:
+            if not isinstance(choices[0], str):
+                return min(choices)
+            named[name] = choices
+            return fixed.get(name, choices[0])
+
+        best = _sample(self, choose, clip_s)
+        for name, choices in list(named.items()):
+            for value in choices[1:]:
+                before, fixed[name] = dict(fixed), value
+                candidate = _sample(self, choose, clip_s)
+                if size(candidate) < size(best):
+                    best = candidate
+                else:
+                    fixed = before
+        return best
+
+    def count(self) -> int:
+        """How many distinct architectures the space holds (for one clip length)."""
+        ways = {1: _combinations(self.front_end) * _head_count(self.head)}
+        for choices in self.stages:
+            ways = _stage_ways(choices, ways)
+        return sum(ways.values()) * _quantization_count(self.quantization)
+
+
+def load_space(name_or_path: str) -> SearchSpace:
+    """A built-in space or the user's own TOML file; raises UserError for what is wrong in it."""
+    name, text = read("spaces", name_or_path)
+    return space_from_toml(text, name)
+
+
+def space_from_toml(text: str, origin: str) -> SearchSpace:
+    space = decode(text, SearchSpace, origin)
+    try:
+        _check(space)
+    except UserError as error:
+        raise UserError(f"search space '{origin}': {error}") from None
+    return space
+
+
+def _check(space: SearchSpace) -> None:
+    """Each list has distinct choices and every choice is valid next to the extremes of the rest."""
+    if not space.stages:
+        raise UserError("has no [[stages]]; it needs at least one, the stem")
+    front = space.front_end
+    for size in (min, max):
+        window = size(front.window or front.fft)
+        FrontEnd(
+            size(front.sample_rate_hz),
+            1.0,
+            min(front.fft),
+            window,
+            max(front.hop),
+            size(front.mels),
+        )
+    for i, stage in enumerate(space.stages):
+        for kind in stage.kind:
+            _check_stage(kind, stage, f"stage {i} (the stem is 0)")
+    parts = [("front_end", front), ("head", space.head), ("quantization", space.quantization)]
+    for where, part in [*parts, *((f"stage {i}", s) for i, s in enumerate(space.stages))]:
+        for key, values in msgspec.structs.asdict(part).items():
+            if len(values) != len(set(values)):
+                raise UserError(f"{where}: '{key}' repeats a choice: {values}")
+
+
+def _check_stage(kind: str, stage: StageChoices, where: str) -> None:
+    if kind not in KINDS:
+        raise UserError(f"{where}: unknown kind '{kind}', allowed are {', '.join(KINDS)}")
+    for key in KINDS[kind].keys.split():
+        choices = getattr(stage, key)
+        if not choices:
+            raise UserError(f"{where}: kind '{kind}' needs a list of '{key}'")
+        for value in choices:
+            try:
+                Stage(
+                    kind,
+                    **{"channels": 8 * ("channels" in KINDS[kind].keys)} | {key: _read(key, value)},
+                )
+            except (UserError, ValueError) as error:
+                raise UserError(f"{where}: '{key}' holds {value!r}: {error}") from None
+
+
+def _read(key: str, value: Any) -> Any:
+    if key not in ("kernel", "stride"):
+        return value
+    frequency, time = value.split("x")
+    return int(frequency), int(time)
+
+
+class _NotInSpace(Exception):
+    """A value of the architecture is not among the choices."""
+
+
+def _ask(trial: Trial, name: str, choices: Sequence[Any]) -> Any:
+    """Numbers are offered in order, so that a sampler can tell more from less; a single choice
+    is no question."""
+    if len(choices) == 1:
+        return choices[0]
+    if isinstance(choices[0], str):
+        return trial.suggest_categorical(name, tuple(choices))
+    ordered = sorted(choices)
+    return ordered[trial.suggest_int(name, 0, len(ordered) - 1)]
+
+
+def _sample(space: SearchSpace, choose: Choose, clip_s: float) -> Architecture:
+    channels = 1
+    stages = []
+    for i, choices in enumerate(space.stages):
+        stages.append(_stage(choose, f"stage{i}", choices, channels))
+        channels = stages[-1].channels or channels
+    return Architecture(
+        _front_end(choose, space.front_end, clip_s),
+        tuple(stages),
+        _head(choose, space.head),
+        _quantization(choose, space.quantization),
+    )
+
+
+def _front_end(choose: Choose, choices: FrontEndChoices, clip_s: float) -> FrontEnd:
+    fields = msgspec.structs.asdict(choices)
+    fields["clip_s"] = choices.clip_s or (clip_s,)
+    window = fields.pop("window")
+    values = {key: choose(key, options) for key, options in fields.items()}
+    values["window"] = choose("window", window or [values["fft"]])
+    return FrontEnd(**values)
+
+
+def _stage(choose: Choose, prefix: str, choices: StageChoices, channels_in: int) -> Stage:
+    kind = choose(f"{prefix}_kind", choices.kind)
+    values: dict[str, Any] = {}
+    for key in KINDS[kind].keys.split():
+        if key != "residual":
+            values[key] = _read(key, choose(f"{prefix}_{key}", getattr(choices, key)))
+    if kind != "skip" and values["stride"] != (1, 1):
+        values["down"] = choose(f"{prefix}_down", choices.down)
+    if "residual" in KINDS[kind].keys and _can_add(values, channels_in):
+        values["residual"] = choose(f"{prefix}_residual", choices.residual)
+    return Stage(kind, **values)
+
+
+def _can_add(values: dict[str, Any], channels_in: int) -> bool:
+    """Whether any block of the stage keeps its shape, so that a residual can exist."""
+    strides = values["stride"] != (1, 1) and values.get("down", "stride") == "stride"
+    return values["repeats"] > 1 or (values["channels"] == channels_in and not strides)
+
+
+def _head(choose: Choose, choices: HeadChoices) -> Head:
+    kind = choose("head_kind", choices.kind)
+    widths = _head_widths(kind, choices)
+    dropout = choose("head_dropout", choices.dropout)
+    return Head(kind, choose(f"head_channels_{kind}", widths), dropout)
+
+
+def _head_widths(kind: str, choices: HeadChoices) -> list[int]:
+    if kind == "map":
+        return [0]
+    return [c for c in choices.channels if c or kind != "bc"]
+
+
+def _quantization(choose: Choose, choices: QuantizationChoices) -> Quantization:
+    scheme = choose("scheme", choices.scheme)
+    if scheme != "int8":
+        return Quantization(scheme)
+    weights = choose("weights", choices.weights)
+    return Quantization(scheme, weights, choose("keep_float", choices.keep_float))
+
+
+def _wanted(architecture: Architecture) -> dict[str, Any]:
+    """The values that sampling would have to choose, by the names it asks them under."""
+    head, quantization = architecture.head, architecture.quantization
+    wanted = asdict(architecture.front_end)
+    for i, stage in enumerate(architecture.stages):
+        for key, value in asdict(stage).items():
+            wanted[f"stage{i}_{key}"] = (
+                f"{value[0]}x{value[1]}" if isinstance(value, tuple) else value
+            )
+    wanted |= {"head_kind": head.kind, "head_dropout": head.dropout}
+    wanted |= {f"head_channels_{head.kind}": head.channels}
+    return wanted | asdict(quantization)
+
+
+def _combinations(part: FrontEndChoices) -> int:
+    return math.prod(len(values) or 1 for values in msgspec.structs.asdict(part).values())
+
+
+def _head_count(choices: HeadChoices) -> int:
+    return len(choices.dropout) * sum(len(_head_widths(kind, choices)) for kind in choices.kind)
+
+
+def _quantization_count(choices: QuantizationChoices) -> int:
+    int8 = len(choices.weights) * len(choices.keep_float)
+    return sum(int8 if scheme == "int8" else 1 for scheme in choices.scheme)
+
+
+def _stage_ways(choices: StageChoices, ways: dict[int, int]) -> dict[int, int]:
+    """Number of ways to reach each width behind the stage, from those before it."""
+    found: dict[int, int] = {}
+    for kind in choices.kind:
+        keys = set(KINDS[kind].keys.split())
+        rest = keys - {"channels", "stride", "repeats", "residual"}
+        free = math.prod(len(getattr(choices, key)) for key in rest)
+        for channels_in, before in ways.items():
+            for values in _shapes(kind, choices):
+                out = values.get("channels", channels_in)
+                residuals = 1
+                if "residual" in keys and _can_add(values, channels_in):
+                    residuals = len(choices.residual)
+                found[out] = found.get(out, 0) + before * free * residuals
+    return found
+
+
+def _shapes(kind: str, choices: StageChoices) -> list[dict[str, Any]]:
+    """The combinations of choices that decide whether a residual can exist."""
+    strides = [_read("stride", text) for text in choices.stride]
+    if kind == "skip":
+        return [{"stride": stride} for stride in strides]
+    return [
+        {"stride": stride, "down": down, "repeats": repeats, "channels": channels}
+        for stride in strides
+        for down in (choices.down if stride != (1, 1) else ["stride"])
+        for repeats in choices.repeats
+        for channels in choices.channels
+    ]
