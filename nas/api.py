@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 
-
 from nas.dataset import Dataset, load
 from nas.engine import Limits, run_search
 from nas.errors import UserError

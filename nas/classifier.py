@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, load_from_string
-from onnx.numpy_helper import from_array, to_array
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, load_from_string
+from onnx.numpy_helper import from_array
 
 from nas.arch import Architecture, FrontEnd
+from nas.features import FLOOR
 
-FLOOR = 1e-6
 _DELTA_SLOPE = np.array([-0.2, -0.1, 0.0, 0.1, 0.2], np.float32)
 
 
@@ -32,7 +33,7 @@ def classifier(
 
     `artifact` is the network from features [1, C, F, T] to logits; `mean` and `std` are the
     features' normalisation [C, F]. The batch is free unless given. Metadata: sample_rate_hz,
-    samples, labels (JSON), architecture.
+    samples, clip_s, labels (JSON), architecture.
     """
     network = load_from_string(artifact)
     front_end = architecture.front_end
@@ -40,7 +41,6 @@ def classifier(
     features = _log_mel(build, front_end)
     features = build("Sub", features, build.constant(mean[:, :, None]))
     build("Div", features, build.constant(std[:, :, None]), out=network.graph.input[0].name)
-    _free_batch(network.graph)
     softmax = helper.make_node("Softmax", [network.graph.output[0].name], ["probabilities"], axis=1)
     size = batch or "batch"
     graph = helper.make_graph(
@@ -56,11 +56,12 @@ def classifier(
     facts = {
         "sample_rate_hz": str(front_end.sample_rate_hz),
         "samples": str(front_end.samples),
+        "clip_s": repr(front_end.clip_s),
         "labels": json.dumps(list(labels), ensure_ascii=False),
         "architecture": str(architecture),
     }
     helper.set_model_props(model, facts)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 class _Nodes:
@@ -70,7 +71,7 @@ class _Nodes:
         self.nodes: list[NodeProto] = []
         self.tensors: list[TensorProto] = []
 
-    def __call__(self, kind: str, *inputs: str, out: str = "", **attributes: object) -> str:
+    def __call__(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
         out = out or f"front.{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [out], **attributes))
         return out
@@ -118,7 +119,7 @@ def _fourier(build: _Nodes, settings: FrontEnd) -> str:
 
 def _mel_bands(build: _Nodes, settings: FrontEnd) -> str:
     """[mels, 2 x bins]: triangles on the HTK mel scale, once for each half of the spectrum."""
-    top = 2595 * np.log10(1 + settings.sample_rate_hz / 2 / 700)
+    top = 2595 * np.log10(1 + settings.sample_rate_hz / 2.01 / 700)
     hz = 700 * (10 ** (np.linspace(0, top, settings.mels + 2) / 2595) - 1)
     low, middle, high = (hz[i : i + settings.mels, None] for i in range(3))
     bins = settings.fft // 2 + 1
@@ -142,14 +143,5 @@ def _slope(build: _Nodes, features: str) -> str:
     return build("Conv", padded, build.constant(_DELTA_SLOPE.reshape(1, 1, 1, 5)))
 
 
-def _free_batch(graph: GraphProto) -> None:
-    """Reshapes that were written down for a batch of one keep whatever batch comes in."""
-    shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
-    for tensor in graph.initializer:
-        if tensor.name in shapes:
-            shape = to_array(tensor)
-            tensor.CopyFrom(from_array(np.array([0, *shape[1:]], np.int64), tensor.name))
-
-
-def _value(name: str, shape: Sequence[int | str]) -> object:
+def _value(name: str, shape: Sequence[int | str]) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

@@ -27,6 +27,8 @@ SIZE_TITLES: dict[SizeKind, str] = {
     "flash_bytes": "Flash, estimated",
 }
 SYMBOLS = ("circle", "square", "triangle-up", "diamond")
+# Legend order; drawing order is the reverse, the front above the cloud.
+RANKS = {"front": 1, "recommended": 2, "other trials": 3, "stopped early": 4}
 _RING = {"color": "$ink", "size": 19, "symbol": "circle-open", "line": {"width": 1.5}}
 
 
@@ -47,6 +49,7 @@ class Axis(NamedTuple):
     """An x axis of the front: where a trial, a reference and a budget stand on it."""
 
     title: str
+    unit: str
     trial: Callable[[TrialResult, SizeKind], float | None]
     reference: Callable[[Reference], float | None]
     limit: Callable[[Budget], float | None]
@@ -59,24 +62,28 @@ def _scaled(value: float | None, unit: float) -> float | None:
 AXES = {
     "size_kb": Axis(
         "KB",
+        "KB",
         lambda r, kind: _scaled(known_size(r, kind), KB),
         lambda ref: ref.size_kb,
         lambda budget: budget.size_bytes / KB,
     ),
     "latency_ms": Axis(
         "Latency of one clip, ms",
+        "ms",
         lambda r, _: known_latency_ms(r),
         lambda ref: ref.latency_ms,
         lambda budget: budget.latency_ms,
     ),
     "macs": Axis(
         "Multiply-accumulates of one clip, millions",
+        "million",
         lambda r, _: _scaled(r.cost.macs if r.cost else None, 1e6),
         lambda ref: _scaled(ref.macs, 1e6),
         lambda budget: _scaled(budget.macs, 1e6),
     ),
     "peak_ram_kb": Axis(
         "Peak RAM, KB, estimated",
+        "KB",
         lambda r, _: _scaled(r.cost.peak_ram_bytes if r.cost else None, KB),
         lambda ref: _scaled(ref.peak_ram_bytes, KB),
         lambda budget: _scaled(budget.ram_bytes, KB),
@@ -92,13 +99,11 @@ def front_figure(
     Every point carries its index in the record's trials as customdata, and every trace its
     study's number as meta. The front is that of the shown axis, among the trials within budget.
     """
-    shown = AXES[axis]
-    traces = [t for i, r in enumerate(records) for t in _traces(i, r, shown, len(records) > 1)]
-    marks = [r for r in references if shown.reference(r)]
-    if marks:
-        traces.append(_reference_trace(marks, shown))
-    layout = _layout(records, traces, axis)
-    return {"data": [t for t in traces if t["x"]], "layout": layout}
+    several = len(records) > 1
+    traces = [t for i, r in enumerate(records) for t in _traces(i, r, AXES[axis], several)]
+    traces.append(_reference_trace(references, AXES[axis]))
+    traces = [t for t in traces if t["x"]]
+    return {"data": traces, "layout": _layout(records, traces, axis)}
 
 
 def _traces(number: int, record: StudyRecord, axis: Axis, several: bool) -> list[dict[str, Any]]:
@@ -113,7 +118,9 @@ def _traces(number: int, record: StudyRecord, axis: Axis, several: bool) -> list
         return {
             "type": "scatter",
             "mode": "markers",
-            "name": f"{record.name}: {label}" if several else label,
+            "name": record.name if several and label == "front" else label,
+            "showlegend": number == 0 or label == "front",
+            "legendrank": RANKS[label],
             "x": [short(axis.trial(r, kind)) for r in results],
             "y": [short(100 * _accuracy(r)) for r in results],
             "customdata": [index[r.trial] for r in results],
@@ -127,7 +134,7 @@ def _traces(number: int, record: StudyRecord, axis: Axis, several: bool) -> list
     return [
         trace("stopped early", stopped, marker={**quiet, "symbol": "x-thin-open"}),
         trace("other trials", done, marker=quiet),
-        trace("front, with 95 % intervals", best, **_front_style(number, best)),
+        trace("front", best, **_front_style(number, best)),
         trace("recommended", [ship] if ship in placed else [], marker=_RING),
     ]
 
@@ -160,7 +167,8 @@ def _front_style(number: int, best: Sequence[TrialResult]) -> dict[str, Any]:
     }
 
 
-def _reference_trace(marks: Sequence[Reference], axis: Axis) -> dict[str, Any]:
+def _reference_trace(references: Sequence[Reference], axis: Axis) -> dict[str, Any]:
+    marks = [r for r in references if axis.reference(r)]
     return {
         "type": "scatter",
         "mode": "markers+text",
@@ -169,10 +177,13 @@ def _reference_trace(marks: Sequence[Reference], axis: Axis) -> dict[str, Any]:
         "y": [short(100 * r.accuracy) for r in marks],
         "text": [r.name for r in marks],
         "hovertext": [f"{r.name}: {100 * r.accuracy:.1f} %. {r.source}" for r in marks],
-        "hoverinfo": "text",
+        "hoverinfo": "none",
         "textposition": "bottom center",
         "textfont": {"color": "$muted", "size": 11},
         "marker": {"color": "$ink", "size": 9, "symbol": "diamond-open"},
+        "legendrank": 5,
+        # A label may hang over the edge of the plot.
+        "cliponaxis": False,
     }
 
 
@@ -184,12 +195,13 @@ def _layout(
     title = AXES[axis].title
     if axis == "size_kb" and records:
         title = f"{SIZE_TITLES[records[0].inputs.size_kind]}, {title}"
-    ticks = _ticks(min(x), max(x), 2.0 if axis.endswith("_kb") else 10.0) if x else []
+    ends = _log_range(x)
+    ticks = _ticks(10 ** ends[0], 10 ** ends[1], 2.0 if axis.endswith("_kb") else 10.0)
     line = {"gridcolor": "$grid", "linecolor": "$line", "zeroline": False}
     return {
         "paper_bgcolor": "$surface",
         "plot_bgcolor": "$surface",
-        "font": {"color": "$ink", "size": 13},
+        "font": {"color": "$ink", "size": 13, "family": "system-ui, sans-serif"},
         "margin": {"l": 52, "r": 14, "t": 44, "b": 48},
         "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
@@ -199,17 +211,17 @@ def _layout(
             "title": {"text": title},
             "tickvals": ticks,
             "ticktext": [f"{t:g}" for t in ticks],
-            "range": _log_range(x),
+            "range": ends,
         },
         "yaxis": {**line, "title": {"text": "Accuracy, %"}, "range": _accuracy_range(traces)},
         "shapes": [_limit_line(v) for v in limits if v],
-        "annotations": [_limit_label(v) for v in limits if v],
+        "annotations": [_limit_label(v, AXES[axis].unit) for v in limits if v],
     }
 
 
 def _log_range(values: Sequence[float]) -> list[float]:
     low, high = (min(values), max(values)) if values else (1.0, 100.0)
-    pad = 0.04 * math.log10(high / low) + 0.03
+    pad = 0.05 * math.log10(high / low) + (0.04 if high > low else 1)
     return [short(math.log10(low) - pad), short(math.log10(high) + pad)]
 
 
@@ -222,7 +234,7 @@ def _ticks(low: float, high: float, base: float) -> list[float]:
 
 def _accuracy_range(traces: Sequence[dict[str, Any]]) -> list[float]:
     """Room for the whole front and its intervals, and for the upper nine tenths of the others."""
-    values = sorted(y for t in traces for y in t["y"])
+    values = sorted(y for t in traces if t["name"] != "stopped early" for y in t["y"])
     bars = [(t["y"], t["error_y"]) for t in traces if "error_y" in t]
     lows = [y - e for ys, bar in bars for y, e in zip(ys, bar["arrayminus"], strict=True)]
     highs = [y + e for ys, bar in bars for y, e in zip(ys, bar["array"], strict=True)]
@@ -243,7 +255,7 @@ def _limit_line(value: float) -> dict[str, Any]:
     }
 
 
-def _limit_label(value: float) -> dict[str, Any]:
+def _limit_label(value: float, unit: str) -> dict[str, Any]:
     return {
         # Plotly places annotations on a log axis by the logarithm, shapes by the value.
         "x": math.log10(value),
@@ -252,8 +264,9 @@ def _limit_label(value: float) -> dict[str, Any]:
         "y": 0,
         "yanchor": "bottom",
         "showarrow": False,
-        "text": f"budget {value:g}",
+        "text": f"budget {value:.4g} {unit}",
         "font": {"color": "$budget", "size": 12},
+        "bgcolor": "$surface",
     }
 
 

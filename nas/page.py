@@ -53,12 +53,13 @@ def study_facts(record: StudyRecord, extras: Extras, common: Budget) -> dict[str
     index = {r.trial: i for i, r in enumerate(trials)}
     fit = within(trials, inputs.size_kind, inputs.budget)
     points = front(fit, inputs.size_kind, inputs.budget)
+    track = _hypervolume_track(record, common)
     detailed = trials if len(trials) <= DETAILED_TRIALS else points
     return {
         "name": record.name,
         "answer": answer(trials, inputs),
         "note": inputs.data_note,
-        "facts": _facts(record),
+        "facts": _facts(record) | {"Hypervolume": f"{track[-1][1]:.3f}"},
         "caveat": _caveat(points, extras),
         "classes": inputs.classes,
         "export": f"nas export {shlex.quote(record.name)} --trial ",
@@ -70,7 +71,7 @@ def study_facts(record: StudyRecord, extras: Extras, common: Budget) -> dict[str
         "columns": _columns(record),
         "states": Counter(r.state for r in trials),
         "reasons": _reasons(trials),
-        "hypervolume": _hypervolume_track(record, common),
+        "hypervolume": track,
         "importance": extras.importance,
         "parallel": _parallel(points, inputs.size_kind),
         "details": {index[r.trial]: _details(r, extras) for r in detailed},
@@ -125,7 +126,7 @@ def _columns(record: StudyRecord) -> dict[str, list[Any]]:
     dropped = {"artifact", "size_kind", "quantization"}
     columns = {k: [r[k] for r in rows] for k in (rows[0] if rows else {}) if k not in dropped}
     for values in columns.values():
-        values[:] = [short(v) if isinstance(v, float) else v for v in values]
+        values[:] = [float(f"{v:.6g}") if isinstance(v, float) else v for v in values]
     columns["lowest"] = [_lowest(r.score.class_accuracy) if r.score else [] for r in record.trials]
     return columns
 

@@ -172,14 +172,16 @@ def _alternative(points: Sequence[TrialResult], ship: TrialResult, kind: SizeKin
 def _no_answer(results: Sequence[TrialResult], inputs: StudyInputs) -> str:
     kind, budget = inputs.size_kind, inputs.budget
     done = [r for r in results if r.state == "complete" and r.score]
+    if not results:
+        return "Nothing to ship yet: no trial has finished."
     if not done:
         return f"Nothing to ship yet: none of the {len(results)} trials is complete."
     least = min(done, key=lambda r: (size_bytes(r, kind), r.trial))
     size = size_bytes(least, kind)
     if size > budget.size_bytes:
         return (
-            f"Nothing to ship: no complete trial fits the budget of {kb_text(budget.size_bytes)} "
-            f"KB; the smallest, trial {least.trial}, takes "
+            f"Nothing to ship: no complete trial fits the budget of "
+            f"{budget.size_bytes / KB:.4g} KB; the smallest, trial {least.trial}, takes "
             f"{SIZE_WORDS[kind].format(kb_text(size))}."
         )
     return (
@@ -189,21 +191,25 @@ def _no_answer(results: Sequence[TrialResult], inputs: StudyInputs) -> str:
 
 
 def limits_text(budget: Budget) -> str:
-    """The limits in words: "64.0 KB, 5 ms, 256.0 KB of RAM, 10 million MACs"."""
-    words = [f"{kb_text(budget.size_bytes)} KB"]
+    """The limits in words: "64 KB, 5 ms, 256 KB of RAM, 10 million MACs"."""
+    words = [f"{budget.size_bytes / KB:.4g} KB"]
     if budget.latency_ms is not None:
-        words.append(f"{budget.latency_ms:g} ms")
+        words.append(f"{budget.latency_ms:.4g} ms")
     if budget.ram_bytes is not None:
-        words.append(f"{kb_text(budget.ram_bytes)} KB of RAM")
+        words.append(f"{budget.ram_bytes / KB:.4g} KB of RAM")
     if budget.macs is not None:
-        words.append(f"{budget.macs / 1e6:g} million MACs")
+        words.append(f"{budget.macs / 1e6:.4g} million MACs")
     return ", ".join(words)
 
 
+def three_figures(value: float) -> str:
+    """Three significant figures, more for whole numbers: "0.420", "8.60", "38.2", "1234"."""
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
+
+
 def kb_text(size: float) -> str:
-    """Bytes as KB of 1,024, three figures or more: "7.25", "38.2", "412"."""
-    kb = size / KB
-    return f"{kb:.2f}" if kb < 9.995 else f"{kb:.1f}" if kb < 99.95 else f"{kb:.0f}"
+    """Bytes as KB of 1,024 in three figures, without the unit."""
+    return three_figures(size / KB)
 
 
 def _kb_apart(larger: TrialResult, smaller: TrialResult, kind: SizeKind) -> str:
@@ -219,7 +225,7 @@ def _latency_words(result: TrialResult) -> str:
     if ms is None or result.latency is None:
         return ""
     said = "an estimated " if result.latency.latency_kind == "estimated" else ""
-    return f" and {said}{ms:.3g} ms"
+    return f" and {said}{three_figures(ms)} ms"
 
 
 def front_rows(record: StudyRecord, all_trials: bool = False) -> list[dict[str, Any]]:

@@ -47,7 +47,9 @@ def over_budget(cost: Cost, kind: SizeKind, budget: Budget) -> dict[str, float]:
     return {limit: share for limit, share in shares.items() if share > 0}
 
 
-def evaluate_architecture(architecture: Architecture, job: Job, seed: int, stem: Path) -> TrialResult:
+def evaluate_architecture(
+    architecture: Architecture, job: Job, seed: int, stem: Path
+) -> TrialResult:
     """Trains a proxy of the architecture, quantises it and measures the artefact.
 
     Writes `stem`.onnx (the artefact) and `stem`.safetensors (the trained float weights), each
@@ -80,9 +82,7 @@ def evaluate_architecture(architecture: Architecture, job: Job, seed: int, stem:
     )
 
 
-def trained(
-    architecture: Architecture, job: Job, training: SplitFeatures, seed: int
-) -> nn.Module:
+def trained(architecture: Architecture, job: Job, training: SplitFeatures, seed: int) -> nn.Module:
     """A new network of this architecture, trained by the job's recipe."""
     seed_everything(seed)
     classes = len(job.dataset.classes)

@@ -29,12 +29,14 @@ from nas.pareto import (
     front_rows,
     kb_text,
     known_latency_ms,
+    limits_text,
     quantization,
     recommended,
     row,
     score_of,
+    three_figures,
 )
-from nas.record import SizeKind, StudyRecord, TrialResult, size_bytes
+from nas.record import KB, SizeKind, StudyRecord, TrialResult, size_bytes
 
 __all__ = [
     "Extras",
@@ -72,8 +74,8 @@ def _line(result: TrialResult, kind: SizeKind, ship: bool) -> str:
     line = (
         f"{'>' if ship else ' '}{result.trial:5}  {100 * score.accuracy:6.1f}  {interval:>11}"
         f"  {kb_text(size_bytes(result, kind)):>6}"
-        f"  {'-' if ms is None else f'{ms:.3g}':>6}"
-        f"  {'-' if cost is None else f'{cost.macs / 1e6:.3g}':>6}"
+        f"  {'-' if ms is None else three_figures(ms):>6}"
+        f"  {'-' if cost is None else three_figures(cost.macs / 1e6):>6}"
         f"  {'-' if cost is None else kb_text(cost.peak_ram_bytes):>6}"
         f"  {quantization(result).split('_')[0]:7} {_blocks(result)}"
     )
@@ -86,7 +88,7 @@ def _footnote(record: StudyRecord) -> str:
     states = ", ".join(f"{n} {state}" for state, n in counts.most_common()) or "none yet"
     how = "measured" if kind == "file_bytes" else "estimated"
     return (
-        f"Trials: {states}. KB: {kind}, {how}, budget {kb_text(record.inputs.budget.size_bytes)}. "
+        f"Trials: {states}. KB: {kind}, {how}. Budget: {limits_text(record.inputs.budget)}. "
         f"Accuracy: mean over classes on validation recordings. nas export {record.name} --trial N"
     )
 
@@ -134,7 +136,7 @@ def write_html(
         "figures": {axis: front_figure(records, references, axis) for axis in AXES},
         "references": [r.name for r in references],
         "warning": _warning(records),
-        "hypervolume_kb": kb_text(common.size_bytes),
+        "hypervolume_kb": common.size_bytes / KB,
         "refresh_s": REFRESH_S if live else 0,
     }
     parts = {
@@ -184,17 +186,17 @@ def write_png(
     """
     try:
         import kaleido
-        from choreographer.browsers import ChromeNotFoundError
+        from choreographer import errors as browser
     except ImportError:
         raise UserError("--png needs kaleido: pip install 'tinyaudio-nas[png]'") from None
     # Its default for MathJax is a request to a CDN.
     quiet = {"mathjax": False}
     try:
         content = kaleido.calc_fig_sync(_painted(record, references, axis), _PNG, kopts=quiet)
-    except ChromeNotFoundError:
+    except (browser.ChromeNotFoundError, browser.BrowserFailedError, browser.BrowserClosedError):
         raise UserError(
-            "--png draws with Chromium, which was not found: install it, for example with "
-            "'apt-get install chromium', or name the program in BROWSER_PATH"
+            "--png draws with Chromium, which was not found or did not start: install it, for "
+            "example with 'apt-get install chromium', or name the program in BROWSER_PATH"
         ) from None
     _replace(path, content)
 

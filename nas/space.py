@@ -7,6 +7,7 @@ one network has one set of choices.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -76,12 +77,14 @@ class QuantizationChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All choices. `stages[0]` is the stem."""
+    """All choices. `front_end` is a list of alternatives, each with lists of its own; `stages[0]`
+    is the stem, and `depth` offers how many of the stages a network has (default: all)."""
 
     name: str
     description: str
-    front_end: FrontEndChoices
+    front_end: tuple[FrontEndChoices, ...]
     stages: tuple[StageChoices, ...]
+    depth: tuple[int, ...] = ()
     head: HeadChoices = HeadChoices()
     quantization: QuantizationChoices = QuantizationChoices()
 
@@ -92,7 +95,15 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def choices_of(self, architecture: Architecture) -> dict[str, Any] | None:
         """The choices that sample to this architecture; None if it is not in the space."""
-        wanted = _wanted(architecture)
+        for front in range(len(self.front_end)):
+            found = self._choices_of(architecture, _wanted(architecture, front))
+            if found is not None:
+                return found
+        return None
+
+    def _choices_of(
+        self, architecture: Architecture, wanted: dict[str, Any]
+    ) -> dict[str, Any] | None:
         asked: dict[str, Any] = {}
 
         def recall(name: str, choices: Sequence[Any]) -> Any:
@@ -137,10 +148,15 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def count(self) -> int:
         """How many distinct architectures the space holds (for one clip length)."""
-        ways = {1: _combinations(self.front_end) * _head_count(self.head)}
-        for choices in self.stages:
+        ways = {1: 1}
+        stacks = 0
+        for number, choices in enumerate(self.stages, start=1):
             ways = _stage_ways(choices, ways)
-        return sum(ways.values()) * _quantization_count(self.quantization)
+            if number in (self.depth or (len(self.stages),)):
+                stacks += sum(ways.values())
+        fronts = sum(_combinations(front) for front in self.front_end)
+        rest = _head_count(self.head) * _quantization_count(self.quantization)
+        return fronts * stacks * rest
 
 
 def load_space(name_or_path: str) -> SearchSpace:
@@ -162,25 +178,63 @@ def _check(space: SearchSpace) -> None:
     """Each list has distinct choices and every choice is valid next to the extremes of the rest."""
     if not space.stages:
         raise UserError("has no [[stages]]; it needs at least one, the stem")
-    front = space.front_end
-    for size in (min, max):
-        window = size(front.window or front.fft)
-        FrontEnd(
-            size(front.sample_rate_hz),
-            1.0,
-            min(front.fft),
-            window,
-            max(front.hop),
-            size(front.mels),
-        )
+    if not space.front_end:
+        raise UserError("has no [[front_end]]; it needs at least one")
+    if space.depth and not 1 <= min(space.depth) <= max(space.depth) <= len(space.stages):
+        raise UserError(f"'depth' is {list(space.depth)}; allowed is 1 to {len(space.stages)}")
+    for front in space.front_end:
+        _check_front_end(front)
+    _check_disjoint(space.front_end)
     for i, stage in enumerate(space.stages):
         for kind in stage.kind:
             _check_stage(kind, stage, f"stage {i} (the stem is 0)")
-    parts = [("front_end", front), ("head", space.head), ("quantization", space.quantization)]
-    for where, part in [*parts, *((f"stage {i}", s) for i, s in enumerate(space.stages))]:
+    _check_rest(space.head, space.quantization)
+    parts: list[tuple[str, msgspec.Struct]] = [
+        ("head", space.head),
+        ("quantization", space.quantization),
+    ]
+    parts += [(f"front end {i}", part) for i, part in enumerate(space.front_end)]
+    parts += [(f"stage {i}", part) for i, part in enumerate(space.stages)]
+    for where, part in parts:
         for key, values in msgspec.structs.asdict(part).items():
             if len(values) != len(set(values)):
                 raise UserError(f"{where}: '{key}' repeats a choice: {values}")
+
+
+def _check_front_end(front: FrontEndChoices) -> None:
+    """Raises UserError if some of the choices do not go together."""
+    shortest = min(front.fft)
+    for rate, window, mels in itertools.product(
+        front.sample_rate_hz, front.window or (shortest,), front.mels
+    ):
+        FrontEnd(rate, 1.0, shortest, window, max(front.hop), mels)
+
+
+def _check_disjoint(alternatives: Sequence[FrontEndChoices]) -> None:
+    """One front end must have one set of choices."""
+    for first, second in itertools.combinations(alternatives, 2):
+        one, other = (
+            msgspec.structs.asdict(f) | {"window": f.window or f.fft} for f in (first, second)
+        )
+        if all(_common(one[key], other[key]) for key in one):
+            raise UserError("two [[front_end]] alternatives hold a front end in common")
+
+
+def _common(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    return not first or not second or bool(set(first) & set(second))
+
+
+def _check_rest(head: HeadChoices, quantization: QuantizationChoices) -> None:
+    for kind, dropout in itertools.product(head.kind, head.dropout):
+        widths = _head_widths(kind, head)
+        if not widths:
+            raise UserError(f"head: kind '{kind}' needs 'channels' above 0")
+        for channels in widths:
+            Head(kind, channels, dropout)
+    for scheme in quantization.scheme:
+        Quantization(scheme)
+    for weights, part in itertools.product(quantization.weights, quantization.keep_float):
+        Quantization("int8", weights, part)
 
 
 def _check_stage(kind: str, stage: StageChoices, where: str) -> None:
@@ -225,7 +279,9 @@ def _ask(trial: Trial, name: str, choices: Sequence[Any]) -> Any:
 def _sample(space: SearchSpace, choose: Choose, clip_s: float) -> Architecture:
     channels = 1
     stages = []
-    for i, choices in enumerate(space.stages):
+    for i, choices in enumerate(
+        space.stages[: choose("depth", space.depth or (len(space.stages),))]
+    ):
         stages.append(_stage(choose, f"stage{i}", choices, channels))
         channels = stages[-1].channels or channels
     return Architecture(
@@ -236,12 +292,13 @@ def _sample(space: SearchSpace, choose: Choose, clip_s: float) -> Architecture:
     )
 
 
-def _front_end(choose: Choose, choices: FrontEndChoices, clip_s: float) -> FrontEnd:
-    fields = msgspec.structs.asdict(choices)
-    fields["clip_s"] = choices.clip_s or (clip_s,)
+def _front_end(choose: Choose, alternatives: Sequence[FrontEndChoices], clip_s: float) -> FrontEnd:
+    number = choose("front_end", range(len(alternatives)))
+    fields = msgspec.structs.asdict(alternatives[number])
     window = fields.pop("window")
-    values = {key: choose(key, options) for key, options in fields.items()}
-    values["window"] = choose("window", window or [values["fft"]])
+    fields["clip_s"] = fields["clip_s"] or (clip_s,)
+    values = {key: choose(f"front{number}_{key}", options) for key, options in fields.items()}
+    values["window"] = choose(f"front{number}_window", window or (values["fft"],))
     return FrontEnd(**values)
 
 
@@ -285,10 +342,11 @@ def _quantization(choose: Choose, choices: QuantizationChoices) -> Quantization:
     return Quantization(scheme, weights, choose("keep_float", choices.keep_float))
 
 
-def _wanted(architecture: Architecture) -> dict[str, Any]:
+def _wanted(architecture: Architecture, front: int) -> dict[str, Any]:
     """The values that sampling would have to choose, by the names it asks them under."""
     head, quantization = architecture.head, architecture.quantization
-    wanted = asdict(architecture.front_end)
+    wanted: dict[str, Any] = {"front_end": front, "depth": len(architecture.stages)}
+    wanted |= {f"front{front}_{k}": v for k, v in asdict(architecture.front_end).items()}
     for i, stage in enumerate(architecture.stages):
         for key, value in asdict(stage).items():
             wanted[f"stage{i}_{key}"] = (

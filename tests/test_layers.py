@@ -16,7 +16,7 @@ PACKAGE = Path(nas.__file__).parent
 ORDER = """
     errors arch record target shipped settings space published pareto
     cache audio layouts splits scenes dataset features
-    blocks network cost train quantize measure
+    blocks network cost train slim quantize measure
     pipeline study workers progress engine figure page report bundle api cli __init__ __main__
 """.split()
 OWNER = {"nncf": "quantize", "onnxruntime": "measure", "optuna": "study", "plotly": "report"}

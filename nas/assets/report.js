@@ -21,10 +21,16 @@ function node(tag, attributes, ...children) {
 }
 
 const known = (v) => v !== null && v !== undefined;
-const figures = (v, n = 3) => (known(v) ? Number(v.toPrecision(n)).toLocaleString("en") : NONE);
+/** Three figures as the terminal prints them, more for whole numbers: 0.420, 8.60, 38.2, 1,234. */
+const figures = (v) =>
+  !known(v) ? NONE : Math.abs(v) >= 99.95 ? Math.round(v).toLocaleString("en") : v ? v.toPrecision(3) : "0";
+const whole = (v) => (known(v) ? v.toLocaleString("en") : NONE);
 const percent = (v) => (known(v) ? (100 * v).toFixed(1) : NONE);
 const kb = (bytes) => (known(bytes) ? figures(bytes / 1024) + " KB" : NONE);
 const millions = (v) => (known(v) ? figures(v / 1e6) + " M" : NONE);
+/** No line break inside a figure and its unit or inside a range. */
+const tidy = (text) =>
+  text.replace(/ (%|KB|ms|points)/g, "\u00a0$1").replace(/(\d)-(\d)/g, "$1\u2060\u2013\u2060$2");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 
 /** One trial as an object, from the columns. */
@@ -36,6 +42,12 @@ function trialOf(study, index) {
 const interval = (t) => `${percent(t.accuracy_low)}\u2013${percent(t.accuracy_high)}`;
 const milliseconds = (t) => (known(t.latency_ms) ? figures(t.latency_ms) + " ms" : NONE);
 const isEstimate = (t) => t.latency_kind === "estimated";
+/** The stages in short: "conv 16, ds 3x32" is a plain convolution, then three blocks of 32. */
+const blocks = (t) => t.architecture.split("/").slice(1, -2).map((stage) => {
+  const [kind, ...keys] = stage.split("_");
+  const value = (letter) => keys.find((k) => k.startsWith(letter))?.slice(1) || "1";
+  return `${kind} ${value("n") > 1 ? value("n") + "\u00d7" : ""}${value("c")}`;
+}).join(", ");
 const scheme = (t) => t.architecture.split("/").pop();
 const breakable = (text) => text.split("/").flatMap((p, i) => (i ? ["/", node("wbr"), p] : [p]));
 const swatch = (study) => node("span", { class: "swatch", style: `background:var(--study${study % 4})` });
@@ -84,9 +96,9 @@ function head() {
   document.body.classList.toggle("several", several);
   STUDIES.forEach((study, i) => {
     $("answers").append(node("div", { class: "study" }, node("h1", null,
-      several ? swatch(i) : null, several ? study.name + ": " : "", study.answer)));
+      several ? swatch(i) : null, several ? study.name + ": " : "", tidy(study.answer))));
     if (study.note) $("notes").append(node("p", { class: "note" }, `${several ? study.name + ": " : ""}${study.note}`));
-    if (study.caveat && !several) $("notes").append(node("p", { class: "caveat" }, study.caveat));
+    if (study.caveat && !several) $("notes").append(node("p", { class: "caveat" }, tidy(study.caveat)));
     const facts = Object.entries(study.facts).map(([key, value]) =>
       node("div", null, node("dt", null, key), node("dd", null, value)));
     if (several) facts.unshift(node("div", null, node("dt", null, "Study"), node("dd", null, swatch(i), study.name)));
@@ -105,21 +117,25 @@ function painted(part) {
   return Object.fromEntries(Object.entries(part).map(([key, value]) => [key, painted(value)]));
 }
 
-const hasWebGL = (() => {
+function hasWebGL() {
   const gl = document.createElement("canvas").getContext("webgl");
   gl?.getExtension("WEBGL_lose_context")?.loseContext();
   return Boolean(gl);
-})();
+}
 
 const CONFIG = { displaylogo: false, responsive: true, displayModeBar: "hover",
   modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage"] };
-const narrow = () => window.innerWidth < 600;
+const narrow = () => innerWidth < 600;
 
 function draw(id, figure) {
+  if (!window.Plotly) return; // its script has not run yet
   const { data, layout } = painted(figure);
-  for (const t of data) if (hasWebGL && t.x.length > 1000) t.type = "scattergl";
+  for (const t of data) if (t.x.length > 1000 && hasWebGL()) t.type = "scattergl";
+  // On a phone the names of the published networks would cover the front; pointing shows them.
+  for (const t of data) if (narrow() && t.text) t.mode = "markers";
   layout.dragmode = narrow() ? false : "zoom";
-  return Plotly.react($(id), data, layout, CONFIG);
+  if (matchMedia("print").matches) layout.width = 690; // A4; a plot cannot follow the paper itself
+  Plotly.react($(id), data, layout, CONFIG);
 }
 
 let axis = "size_kb";
@@ -144,7 +160,7 @@ function selection() {
 
 function axisSwitch() {
   for (const [key, label] of Object.entries(AXES)) {
-    if (!DATA.figures[key].data.length) continue;
+    if (!DATA.figures[key].data.length) continue; // no trial or mark has a figure for it
     $("axis").append(node("label", null,
       node("input", { type: "radio", name: "axis", value: key, onchange: () => setAxis(key) }), label));
   }
@@ -186,8 +202,8 @@ function showTip(point, event) {
     ? tipOf(point.data.meta, point.customdata) : [point.data.hovertext[point.pointNumber]]));
   tip.hidden = false;
   const left = event.clientX + 16, top = event.clientY + 14;
-  tip.style.left = Math.max(6, Math.min(left, window.innerWidth - tip.offsetWidth - 8)) + "px";
-  tip.style.top = (top + tip.offsetHeight > window.innerHeight ? top - tip.offsetHeight - 28 : top) + "px";
+  tip.style.left = Math.max(6, Math.min(left, innerWidth - tip.offsetWidth - 8)) + "px";
+  tip.style.top = (top + tip.offsetHeight > innerHeight ? top - tip.offsetHeight - 28 : top) + "px";
 }
 
 function tipOf(study, index) {
@@ -212,7 +228,7 @@ function show(study, index, byUser) {
     row.classList.toggle("open", row.dataset.trial === `${study}/${index}`));
   drawFront();
   remember();
-  if (byUser && window.innerWidth < 1100) $("card").scrollIntoView({ block: "start" });
+  if (byUser && innerWidth < 1100) $("card").scrollIntoView({ block: "start" });
   if (byUser) $("card").focus({ preventScroll: true });
 }
 
@@ -252,11 +268,11 @@ function figuresOf(s, t, detail) {
     ["Accuracy", known(t.accuracy) ? percent(t.accuracy) + " %" : NONE, known(t.accuracy) ? interval(t) : ""],
     detail.test ? ["Test split", percent(detail.test[0]) + " %", `${percent(detail.test[1])}\u2013${percent(detail.test[2])}`] : null,
     [s.size, known(t.size_kb) ? figures(t.size_kb) + " KB" : NONE,
-      known(t.file_bytes) ? `file ${t.file_bytes.toLocaleString("en")} B` : "estimated"],
+      known(t.file_bytes) ? `file ${whole(t.file_bytes)} B` : "estimated"],
     ["Latency", milliseconds(t), isEstimate(t) ? "estimated" : spread],
     ["MACs", millions(t.macs), ""],
     ["Peak RAM", kb(t.peak_ram_bytes), "estimated"],
-    ["Parameters", figures(t.parameters, 6), known(t.parameter_bytes) ? kb(t.parameter_bytes) : ""],
+    ["Parameters", whole(t.parameters), known(t.parameter_bytes) ? kb(t.parameter_bytes) : ""],
     ["Trial took", figures(t.seconds) + " s", ""],
   ];
   return rows.filter(Boolean).map(([name, value, small]) =>
@@ -323,26 +339,26 @@ function mistakes(classes, counts) {
 
 const layers = (rows) => table(["<layer", "<output", "params", "MACs", "bytes", "live bytes"],
   rows.map((l) => [null, l.name, l.output_shape.join("\u00d7"),
-    ...[l.parameters, l.macs, l.bytes, l.live_bytes].map((v) => v.toLocaleString("en"))]), { class: "layers" });
+    ...[l.parameters, l.macs, l.bytes, l.live_bytes].map(whole)]), { class: "layers" });
 
 // --- the tables
 
-const rowOf = (study, index, lead) => {
+const rowOf = (study, index) => {
   const t = trialOf(study, index), s = STUDIES[study];
   const attributes = { "data-trial": `${study}/${index}`, class: s.ship === index ? "ship" : null };
-  return [attributes, ...lead, `${percent(t.accuracy)}`, interval(t), figures(t.size_kb), known(t.latency_ms)
+  const role = s.ship === index ? "recommended" : null;
+  return [attributes, node("span", null, trialButton(study, index), role ? node("small", null, role) : null), percent(t.accuracy), interval(t), figures(t.size_kb), known(t.latency_ms)
     ? figures(t.latency_ms) + (isEstimate(t) ? " est." : "") : NONE,
     known(t.macs) ? figures(t.macs / 1e6) : NONE, known(t.peak_ram_bytes) ? figures(t.peak_ram_bytes / 1024) : NONE,
-    scheme(t).split("_")[0]];
+    scheme(t).split("_")[0], [blocks(t), "blocks"]];
 };
-const HEADS = ["accuracy, %", "95 % range", "KB", "ms", "MMACs", "RAM, KB", "<format"];
+const HEADS = ["<trial", "accuracy, %", "95 % range", "KB", "ms", "MMACs", "RAM, KB", "<format", "<blocks \u00d7 channels"];
 
 function tables() {
   STUDIES.forEach((s, study) => {
     const title = several ? node("h3", null, swatch(study), s.name) : null;
-    const rows = s.front.map((index) => rowOf(study, index, [trialButton(study, index),
-      s.ship === index ? "recommended" : s.smallest === index ? "smallest in the best's range" : ""]));
-    $("front-table").append(...[title, rows.length ? table(["<trial", "<", ...HEADS], rows)
+    const rows = s.front.map((index) => rowOf(study, index));
+    $("front-table").append(...[title, rows.length ? table(HEADS, rows)
       : node("p", null, s.answer)].filter(Boolean));
     margins(s, study, title?.cloneNode(true));
     states(s, study, title?.cloneNode(true));
@@ -351,8 +367,8 @@ function tables() {
 
 function margins(s, study, title) {
   const rows = s.margins.map(([limit, index]) => known(index)
-    ? [null, `${figures(limit)} KB`, ...brief(study, index)] : [null, `${figures(limit)} KB`, "nothing fits", "", "", ""]);
-  if (known(s.smallest)) rows.push([null, "smallest in the best's 95 % range", ...brief(study, s.smallest)]);
+    ? [null, `${Number(limit.toPrecision(4))} KB`, ...brief(study, index)] : [null, `${Number(limit.toPrecision(4))} KB`, "nothing fits", "", "", ""]);
+  if (known(s.smallest)) rows.push([null, ["smallest in the best's 95 % range", "wrap"], ...brief(study, s.smallest)]);
   $("margins").append(...[title, table(["<within", "<trial", "accuracy, %", "95 % range", "KB"], rows)].filter(Boolean));
 }
 
@@ -368,15 +384,16 @@ function states(s, study, title) {
   const order = Object.keys(SHADES).filter((state) => s.states[state]);
   const bar = order.map((state) => node("div", { style: `flex:${s.states[state]};${shade(state)}`, title: `${state}: ${s.states[state]}` }));
   const keys = order.map((state) => node("span", { class: "num" },
-    node("span", { class: "swatch", style: shade(state) }), `${s.states[state].toLocaleString("en")} ${state}`));
-  const reasons = s.reasons.slice(0, 12).map(([state, n, text]) => [null, state, n.toLocaleString("en"), [text, "wrap"]]);
+    node("span", { class: "swatch", style: shade(state) }), `${whole(s.states[state])} ${state}`));
+  const reasons = s.reasons.slice(0, 12).map(([state, n, text]) => [null, state, whole(n), [text, "wrap"]]);
+  if (!order.length) keys.push("None yet.");
   $("states").append(...[title, node("div", { class: "stack", "aria-hidden": "true" }, bar), node("div", { class: "keys" }, keys),
     reasons.length ? table(["<state", "trials", "<reason, for example"], reasons) : null].filter(Boolean));
 }
 
 // --- progress, importance, parallel coordinates
 
-const BASE = { paper_bgcolor: "$surface", plot_bgcolor: "$surface", font: { color: "$ink", size: 12 },
+const BASE = { paper_bgcolor: "$surface", plot_bgcolor: "$surface", font: { color: "$ink", size: 12, family: "system-ui, sans-serif" },
   hoverlabel: { bgcolor: "$surface", bordercolor: "$line", font: { color: "$ink" } } };
 
 function drawHypervolume() {
@@ -402,8 +419,8 @@ function importance() {
       node("div", { class: "choices" }, rows.flatMap(([name, share]) => [node("span", null, name),
         node("i", { style: `width:${Math.max(0, 100 * share / rows[0][1])}%` }), node("span", { class: "num" }, (100 * share).toFixed(0) + " %")])));
   }));
-  $("importance").append(...(blocks.length ? [node("div", { class: "twice" }, blocks)]
-    : [node("p", { class: "hint" }, "Known after more trials have finished.")]));
+  $("importance").append(node("div", { class: "twice" }, blocks));
+  $("importance-section").hidden = !blocks.length;
 }
 
 /** Heights 0 to 1 of an axis's values, and what to write where. */
@@ -417,7 +434,7 @@ function scaleOf(values) {
   const low = Math.min(...present), high = Math.max(...present);
   const f = low > 0 && high / low > 8 ? Math.log : (v) => v;
   const at = (v) => (high > low ? (f(v) - f(low)) / (f(high) - f(low)) : 0.5);
-  return { at, labels: [...new Set([low, high])].map((v) => [at(v), figures(v)]) };
+  return { at, labels: [...new Set([low, high])].map((v) => [at(v), Number.isInteger(v) ? whole(v) : figures(v)]) };
 }
 
 function drawParallel() {
@@ -449,20 +466,35 @@ function remember() {
   history.replaceState(null, "", "#" + place);
 }
 
+/** The axis and card that the address names, else the recommended network's. */
 function recall() {
   const place = new URLSearchParams(location.hash.slice(1));
-  if (AXES[place.get("axis")]) axis = place.get("axis");
+  setAxis(DATA.figures[place.get("axis")] ? place.get("axis") : "size_kb");
   const [study, index] = (place.get("trial") || "").split("/").map(Number);
-  if (STUDIES[study]?.columns.trial?.[index] !== undefined) return [study, index];
+  $("axis").hidden = $("axis").childElementCount < 3;
   const first = STUDIES.findIndex((s) => known(s.ship));
-  return first < 0 ? null : [first, STUDIES[first].ship];
+  if (STUDIES[study]?.columns.trial?.[index] !== undefined) show(study, index, false);
+  else if (first >= 0) show(first, STUDIES[first].ship, false);
+  else $("card").append(node("h2", { id: "card-title" }, "No network yet"), node("p", { class: "hint" }, STUDIES[0].answer));
 }
 
+/** Called once plotly.js has run: the front at once, the lower plots when that is on screen. */
+function start() {
+  drawFront();
+  listen();
+  document.documentElement.dataset.ready = "yes";
+  setTimeout(drawLower);
+}
+
+/** Everything in the style sheet's present colours. */
 function drawAll() {
   drawFront();
+  drawLower();
+}
+
+function drawLower() {
   drawHypervolume();
   if (STUDIES.some((s) => s.front.length)) drawParallel();
-  else $("parallel-section").hidden = true;
 }
 
 function live() {
@@ -478,16 +510,10 @@ head();
 tables();
 importance();
 axisSwitch();
-const first = recall();
 $("hypervolume-hint").textContent = `Hypervolume: mean, over the doublings of size from 1 KB to ` +
-  `${DATA.hypervolume_kb} KB, of the best accuracy that fits (reference point: the budget, accuracy 0).`;
-drawAll();
-listen();
-setAxis(axis);
-if (first) show(...first, false);
-else $("card").append(node("h2", { id: "card-title" }, "No network yet"), node("p", { class: "hint" }, STUDIES[0].answer));
+  `${Number(DATA.hypervolume_kb.toPrecision(4))} KB, of the best accuracy that fits (reference point: the budget, accuracy 0).`;
+$("parallel-section").hidden = !STUDIES.some((s) => s.front.length);
+recall();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-addEventListener("beforeprint", drawAll);
-addEventListener("afterprint", drawAll);
+matchMedia("print").addEventListener("change", drawAll);
 live();
-document.documentElement.dataset.ready = "yes";

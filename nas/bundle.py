@@ -1,0 +1,273 @@
+"""From a trial to a folder that a colleague can deploy: retrain, measure, test once, write.
+
+The folder appears whole or not at all, and replaces nothing but an earlier, untouched export.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nas.arch import Architecture, parse
+from nas.cache import whole_folder
+from nas.card import Agreement, Network, card, confusion_svg
+from nas.classifier import classifier
+from nas.cost import estimate
+from nas.errors import UserError
+from nas.features import FLOOR, Features, compute, waveforms
+from nas.measure import latency, logits
+from nas.pipeline import Job, artifact_of, score_of, trained
+from nas.record import KB, Score, StudyRecord, TrialResult
+
+SUMS = "SHA256SUMS"
+MARKS = {"architecture.txt", "classifier.onnx", "frontend.json", "model.onnx", "predict.py"}
+PREDICT = Path(__file__).parent / "assets" / "bundle" / "predict.py"
+RUNTIME = ("numpy", "onnxruntime", "soundfile")
+COMPARED_CLIPS = 200
+LEAST_EPOCHS, TIMES_PROXY = 60, 4
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """What `export` made. `promised_accuracy` is the trial's validation accuracy; the test figures
+    are None if the data set has no test split."""
+
+    out: str
+    files: list[str]
+    trial: int
+    architecture: str
+    promised_accuracy: float
+    validation_accuracy: float
+    test_accuracy: float | None
+    test_accuracy_low: float | None
+    test_accuracy_high: float | None
+    file_bytes: int
+    latency_ms: float
+
+
+def export(
+    record: StudyRecord,
+    result: TrialResult,
+    job: Job,
+    out: Path,
+    *,
+    epochs: int | None = None,
+    retrain: bool = True,
+) -> Exported:
+    """Retrains the trial's network in full, tests it once and writes the bundle to `out`.
+
+    `epochs` of the full training: by default four times the proxy's, at least 60. Without
+    `retrain` the trial's own artefact ships. Raises UserError if `out` holds anything but an
+    earlier export, if it cannot be written, or if the network outgrew the study's budget.
+    """
+    out = out.expanduser().resolve()
+    _refuse_foreign(out)
+    epochs = epochs or max(LEAST_EPOCHS, TIMES_PROXY * job.proxy.epochs)
+    job = replace(job, proxy=msgspec.structs.replace(job.proxy, epochs=epochs)) if retrain else job
+    network = _network(record, result, job, retrain)
+    files = _files(network, record, job)
+    _write(out, files)
+    test = network.test
+    return Exported(
+        out=str(out),
+        files=sorted([*files, SUMS]),
+        trial=result.trial,
+        architecture=result.architecture,
+        promised_accuracy=network.promised.accuracy,
+        validation_accuracy=network.validation.accuracy,
+        test_accuracy=test.accuracy if test else None,
+        test_accuracy_low=test.accuracy_low if test else None,
+        test_accuracy_high=test.accuracy_high if test else None,
+        file_bytes=len(network.artifact),
+        latency_ms=network.latency.latency_ms,
+    )
+
+
+def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) -> Network:
+    if result.score is None:
+        raise UserError(f"trial {result.trial} is {result.state}, only a complete one can ship")
+    architecture, dataset = parse(result.architecture), job.dataset
+    seed = record.inputs.seed + result.trial
+    features = compute(dataset, architecture.front_end)
+    with _one_thread():
+        artifact = _retrained(architecture, job, features, seed) if retrain else _own(result)
+    _refuse_outgrown(artifact, result, record)
+    scale = features.mean, features.std
+    validation = features.split("validation")
+    outputs = logits(artifact, validation.features)
+    single = classifier(artifact, architecture, *scale, dataset.classes, batch=1)
+    return Network(
+        architecture=architecture,
+        trial=result.trial,
+        seed=seed,
+        recipe=job.proxy,
+        retrained=retrain,
+        artifact=artifact,
+        classifier=classifier(artifact, architecture, *scale, dataset.classes),
+        cost=estimate(architecture, len(dataset.classes)),
+        latency=latency(artifact, job.target),
+        end_to_end=latency(single, job.target),
+        promised=result.score,
+        validation=score_of(outputs, validation, dataset),
+        test=_tested(artifact, architecture, job),
+        agreement=_agreement(single, architecture, job, outputs, validation.recordings),
+    )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Two threads can make the training of a small network many times slower than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _retrained(architecture: Architecture, job: Job, features: Features, seed: int) -> bytes:
+    training = features.split("train")
+    return artifact_of(trained(architecture, job, training, seed), architecture, training, seed)
+
+
+def _own(result: TrialResult) -> bytes:
+    try:
+        return Path(result.artifact or "").read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"the artefact of trial {result.trial} cannot be read ({result.artifact}: "
+            f"{error.strerror}); export without --no-retrain to train it again"
+        ) from None
+
+
+def _refuse_outgrown(artifact: bytes, result: TrialResult, record: StudyRecord) -> None:
+    """Equal structure in other weights may differ by a few bytes, which may be too many."""
+    limit = record.inputs.budget.size_bytes
+    fitted = result.file_bytes is not None and result.file_bytes <= limit
+    if record.inputs.size_kind == "file_bytes" and fitted and len(artifact) > limit:
+        raise UserError(
+            f"trial {result.trial} retrained has {len(artifact):,} bytes, over the budget of "
+            f"{limit / KB:g} KB that it just met: export a smaller trial, or give --no-retrain"
+        )
+
+
+def _tested(artifact: bytes, architecture: Architecture, job: Job) -> Score | None:
+    """The one look at the test recordings."""
+    if not job.dataset.split("test"):
+        return None
+    test = compute(job.dataset, architecture.front_end, splits=("test",)).split("test")
+    return score_of(logits(artifact, test.features), test, job.dataset)
+
+
+def _agreement(
+    single: bytes,
+    architecture: Architecture,
+    job: Job,
+    outputs: NDArray[np.float32],
+    recordings: NDArray[np.int64],
+) -> Agreement:
+    """The waveform classifier beside features and artefact, on some of the validation clips."""
+    clips = job.dataset.split("validation")
+    chosen = range(0, len(clips), -(-len(clips) // COMPARED_CLIPS))
+    settings = architecture.front_end
+    audio = waveforms(
+        job.dataset, [clips[i] for i in chosen], settings.sample_rate_hz, settings.clip_s
+    )
+    ours = logits(single, audio)
+    powers = np.exp(outputs - outputs.max(1, keepdims=True))[np.isin(recordings, chosen)]
+    theirs = powers / powers.sum(1, keepdims=True)
+    same = ours.argmax(1) == theirs.argmax(1)
+    return Agreement(len(ours), float(same.mean()), float(np.abs(ours - theirs).max()))
+
+
+def _files(network: Network, record: StudyRecord, job: Job) -> dict[str, bytes]:
+    dataset, settings = job.dataset, network.architecture.front_end
+    features = compute(dataset, settings, splits=())
+    front_end = {
+        **asdict(settings),
+        "samples": settings.samples,
+        "shape": settings.shape,
+        "spectrum": "power, periodic Hann window in the middle of the FFT, zeros beyond the ends",
+        "mel_scale": "HTK, 0 Hz to half the sample rate, no filter normalisation",
+        "floor": FLOOR,
+        "logarithm": "natural",
+        "mean": features.mean.tolist(),
+        "std": features.std.tolist(),
+    }
+    confusion = (network.test or network.validation).confusion
+    return {
+        "model.onnx": network.artifact,
+        "classifier.onnx": network.classifier,
+        "labels.json": _json(list(dataset.classes)),
+        "frontend.json": _json(front_end),
+        "architecture.txt": f"{network.architecture}\n".encode(),
+        "requirements.txt": "".join(
+            f"{name}>={importlib.metadata.version(name)}\n" for name in RUNTIME
+        ).encode(),
+        "predict.py": PREDICT.read_bytes(),
+        "confusion.svg": confusion_svg(confusion, dataset.classes).encode(),
+        "README.md": card(network, record, dataset).encode(),
+    }
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    """The bundle in one step; an earlier one makes room at the last moment."""
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    listing = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(prefix=".old-", dir=out.parent) as attic,
+            whole_folder(out) as folder,
+        ):
+            for name, content in {**files, SUMS: listing}.items():
+                (folder / name).write_bytes(content)
+            _refuse_foreign(out)
+            if out.exists():
+                out.rename(Path(attic) / out.name)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the bundle {out}: {error.strerror}; give another folder with --out"
+        ) from None
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raises UserError if `out` holds anything that an export did not put there as it is."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder for the bundle with --out")
+    known = _listed(out / SUMS)
+    for path in sorted(out.iterdir()):
+        if not path.is_file() or known.get(path.name) != _digest(path):
+            raise UserError(
+                f"{out} holds '{path.name}', which no export wrote or which was changed since; "
+                "give another folder with --out"
+            )
+
+
+def _listed(sums: Path) -> dict[str, str]:
+    """Checksum of each file of an export, by name; {} if `sums` is missing or not of an export."""
+    if not sums.is_file():
+        return {}
+    lines = (line.split("  ", 1) for line in sums.read_text(errors="replace").splitlines())
+    known = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
+    return {**known, SUMS: _digest(sums)} if known.keys() >= MARKS else {}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

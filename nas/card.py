@@ -1,0 +1,245 @@
+"""The model card of a bundle: README.md in words and tables, and the confusion matrix as SVG."""
+
+from __future__ import annotations
+
+import html
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import msgspec
+
+from nas import __version__
+from nas.arch import Architecture
+from nas.dataset import Dataset
+from nas.measure import device_facts
+from nas.pareto import kb_text
+from nas.record import Cost, Latency, Proxy, Score, StudyRecord
+from nas.splits import SPLITS
+
+TEMPLATE = Path(__file__).parent / "assets" / "bundle" / "README.template.md"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """classifier.onnx beside features and model.onnx on `windows` of validation audio."""
+
+    windows: int
+    same_label: float
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network that ships and all that was measured of it. `promised` is what the trial scored
+    on validation; `end_to_end` is the latency from the waveform on."""
+
+    architecture: Architecture
+    trial: int
+    seed: int
+    recipe: Proxy
+    retrained: bool
+    artifact: bytes
+    classifier: bytes
+    cost: Cost
+    latency: Latency
+    end_to_end: Latency
+    promised: Score
+    validation: Score
+    test: Score | None
+    agreement: Agreement
+
+
+def card(network: Network, record: StudyRecord, dataset: Dataset) -> str:
+    """README.md of the bundle."""
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    front_end = network.architecture.front_end
+    return template.substitute(
+        title=dataset.name,
+        count=len(dataset.classes),
+        classes=", ".join(dataset.classes),
+        synthetic=f"\n\n**{dataset.note}**" if dataset.note else "",
+        data=_data(dataset, record),
+        window=f"{front_end.clip_s:g} s",
+        rate_hz=f"{front_end.sample_rate_hz:,}",
+        samples=front_end.samples,
+        accuracy=_accuracy(network),
+        per_class=_per_class(network),
+        groups=_groups(network),
+        judged="test" if network.test else "validation",
+        cost=_cost(network, record),
+        agreement=_agreement(network.agreement),
+        limits=_limits(network, dataset),
+        rebuild=_rebuild(network, record, dataset),
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in r) + " |" for r in lines
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _interval(score: Score) -> str:
+    return f"{100 * score.accuracy_low:.1f} to {100 * score.accuracy_high:.1f} %"
+
+
+def _data(dataset: Dataset, record: StudyRecord) -> str:
+    counts = ", ".join(f"{len(dataset.split(split))} in {split}" for split in SPLITS)
+    groups = {clip.group for clip in dataset.clips if clip.group}
+    told = f" from {len(groups)} groups, none of them in two splits" if groups else ""
+    papers = [p.name for p in sorted(dataset.root.iterdir()) if _is_licence(p.name)]
+    licence = f"see {', '.join(papers)} in the data set" if papers else "not stated in the data set"
+    return (
+        f"`{dataset.name}`, {len(dataset.clips)} recordings{told}: {counts}. "
+        f"Licence of the recordings: {licence}. "
+        f"Fingerprint of the recordings and splits: `{record.inputs.data_fingerprint}`."
+    )
+
+
+def _is_licence(name: str) -> bool:
+    return name.upper().startswith(("LICENSE", "LICENCE", "COPYING"))
+
+
+def _accuracy(network: Network) -> str:
+    shown = [
+        ("validation, after the short training of the search", network.promised),
+        ("validation, as shipped", network.validation),
+        ("**test, as shipped**", network.test),
+    ]
+    rows = [[name, _percent(s.accuracy), _interval(s)] for name, s in shown if s]
+    return _table(["recordings", "accuracy", "95 % interval"], rows)
+
+
+def _per_class(network: Network) -> str:
+    validation = network.validation.class_accuracy
+    test = network.test.class_accuracy if network.test else {}
+    names = {**validation, **test}
+    rows = [[name, _percent(validation.get(name)), _percent(test.get(name))] for name in names]
+    return _table(["class", "validation", "test"], rows)
+
+
+def _groups(network: Network) -> str:
+    """Accuracy of each group, the worst first, if there are groups to tell apart."""
+    groups = (network.test or network.validation).group_accuracy
+    if len(groups) < 2:
+        return ""
+    worst = sorted(groups.items(), key=lambda item: item[1])[:10]
+    heading = "Groups" if len(groups) <= 10 else f"The 10 worst of {len(groups)} groups"
+    listed = ", ".join(f"{name} {_percent(accuracy)}" for name, accuracy in worst)
+    return f"\n{heading}: {listed}.\n"
+
+
+def _cost(network: Network, record: StudyRecord) -> str:
+    cost, latency, whole = network.cost, network.latency, network.end_to_end
+    rows = [
+        ["model.onnx (features to logits)", f"{kb_text(len(network.artifact))} KB, measured"],
+        ["classifier.onnx (waveform to probabilities)", f"{kb_text(len(network.classifier))} KB"],
+        ["parameters", f"{cost.parameters:,} ({kb_text(cost.parameter_bytes)} KB as stored)"],
+        ["multiply-accumulates per clip", f"{cost.macs:,}"],
+        ["peak memory of the feature maps", f"{kb_text(cost.peak_ram_bytes)} KB, estimated"],
+        ["latency of model.onnx", f"{latency.latency_ms:.3g} ms, {latency.latency_kind}"],
+        ["latency of classifier.onnx", f"{whole.latency_ms:.3g} ms, {whole.latency_kind}"],
+        ["energy", "not measured"],
+        ["number format", str(network.architecture.quantization)],
+        ["budget of the search", f"{kb_text(record.inputs.budget.size_bytes)} KB"],
+    ]
+    return f"Device: {latency.device}. One clip at a time.\n\n" + _table(["figure", "value"], rows)
+
+
+def _agreement(agreement: Agreement) -> str:
+    return (
+        f"On {agreement.windows} windows of validation audio classifier.onnx gave the same label "
+        f"as features and model.onnx in {100 * agreement.same_label:.1f} % of them; the largest "
+        f"difference of a probability was {agreement.largest_difference:.1e}."
+    )
+
+
+def _limits(network: Network, dataset: Dataset) -> str:
+    score = network.test or network.validation
+    said = [
+        f"It always answers with one of the {len(dataset.classes)} classes, also for silence, "
+        "noise and sounds that it was never shown.",
+        "The probabilities are the network's softmax; they are not calibrated.",
+        "Other microphones, rooms and distances than those of the training recordings may cost "
+        "accuracy that no figure here shows.",
+        "The validation recordings chose this network among many, so their figure is optimistic."
+        + ("" if network.test else " There is no test split: no unbiased figure is known."),
+        f"Times hold for {network.latency.device}.",
+    ]
+    if len(score.group_accuracy) >= 2:
+        said.append(
+            "With fewer than ten groups (speakers, places, sources) the interval covers new "
+            "recordings of the same groups, not new groups."
+            if len(score.group_accuracy) < 10
+            else "The interval covers new groups (speakers, places, sources) of the same kind."
+        )
+    if dataset.note:
+        said.append("The recordings are synthetic: nothing is known of real ones.")
+    return "\n".join(f"- {sentence}" for sentence in said)
+
+
+def _rebuild(network: Network, record: StudyRecord, dataset: Dataset) -> str:
+    recipe, epochs = network.recipe, f"--epochs {network.recipe.epochs}"
+    how = epochs if network.retrained else "--no-retrain"
+    lines = [
+        "With the study at hand:",
+        "",
+        f"    nas export {shlex.quote(record.name)} --trial {network.trial} {how}",
+        "",
+    ]
+    if recipe == Proxy(epochs=recipe.epochs):
+        data = shlex.quote(dataset.name if dataset.note else f"PATH/TO/{dataset.name}")
+        lines += [
+            "Without it, from the recordings:",
+            "",
+            f"    nas evaluate {network.architecture} --data {data} "
+            f"--target {record.inputs.target} {epochs} --seed {network.seed}",
+            "",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            f"Seed {network.seed}; nas {__version__}, onnxruntime {device_facts()['onnxruntime']}; "
+            f"recipe of the training: `{json.dumps(msgspec.to_builtins(recipe))}`.",
+        ]
+    )
+
+
+def confusion_svg(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """The confusion matrix as a picture: rows are the truth, columns the answer, shades the share
+    of the row."""
+    cell, margin = 34, 12 + 7 * max(map(len, classes))
+    size = margin + cell * len(classes) + 8
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{size}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{size}" height="{size}" fill="#ffffff"/>',
+    ]
+    for place, name in enumerate(classes):
+        at, text = margin + cell * place + cell // 2, html.escape(name)
+        parts.append(f'<text x="{margin - 6}" y="{at + 4}" text-anchor="end">{text}</text>')
+        parts.append(
+            f'<text transform="translate({at + 4} {margin - 6}) rotate(-90)">{text}</text>'
+        )
+    for y, row in enumerate(confusion):
+        for x, count in enumerate(row):
+            parts.append(_cell(margin + cell * x, margin + cell * y, cell, count, sum(row)))
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _cell(x: int, y: int, size: int, count: int, total: int) -> str:
+    share = count / total if total else 0.0
+    shade = "#" + "".join(f"{round(255 - share * (255 - dark)):02x}" for dark in (11, 79, 108))
+    ink = "#ffffff" if share > 0.5 else "#222222"
+    text = f'<text x="{x + size // 2}" y="{y + size // 2 + 4}" fill="{ink}" text-anchor="middle">'
+    box = f'<rect x="{x}" y="{y}" width="{size - 1}" height="{size - 1}" fill="{shade}"/>'
+    return box + (f"{text}{count}</text>" if count else "")

@@ -1,0 +1,299 @@
+"""The report page in a real browser: Chromium driven by Playwright, both skipped when missing."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.figure import Reference
+from nas.record import StudyRecord
+from nas.report import Extras, front_rows, write_html
+from tests.made_study import inputs, layer_table, score, study
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+).split()
+WIDTHS, SCHEMES = (400, 768, 1280), ("light", "dark")
+MARKS = [Reference("BC-ResNet-1", 0.865, 36.6, source="Kim et al., 2021")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """An open page and what it has asked for and complained about."""
+
+    def __init__(self, browser: Any, path: Path, width: int = 1280, scheme: str = "light") -> None:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        self.page = context.new_page()
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._said)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.address = path.resolve().as_uri()
+        began = time.perf_counter()
+        self.page.goto(self.address)
+        self.ready()
+        self.seconds = time.perf_counter() - began
+
+    def _said(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def ready(self) -> None:
+        self.page.wait_for_selector("html[data-ready]")
+        self.page.wait_for_selector("#hypervolume .main-svg", state="attached")
+
+    def front_point(self, place: int) -> tuple[float, float]:
+        """Where on the screen a point of the front is."""
+        box: list[float] = self.page.evaluate(
+            """place => {
+              const chart = document.getElementById("chart");
+              const number = chart.data.findIndex((t) => t.error_y);
+              const trace = chart.calcdata[number][0].node3.node();
+              const box = trace.querySelectorAll(".point")[place].getBoundingClientRect();
+              return [box.x + box.width / 2, box.y + box.height / 2];
+            }""",
+            place,
+        )
+        return box[0], box[1]
+
+    def card(self) -> str:
+        return str(self.page.inner_text("#card"))
+
+
+@pytest.fixture(scope="module")
+def record() -> StudyRecord:
+    return study(300, note="These recordings are synthetic.")
+
+
+@pytest.fixture(scope="module")
+def path(record: StudyRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    trials = [row["trial"] for row in front_rows(record)]
+    extras = Extras(
+        importance={"accuracy": {"width": 0.7, "blocks": 0.2}},
+        layers={trial: layer_table() for trial in trials},
+        test={trials[-1]: score(0.8)},
+    )
+    made = tmp_path_factory.mktemp("page") / "report.html"
+    write_html([record], made, extras={record.name: extras}, references=MARKS)
+    return made
+
+
+@pytest.fixture
+def visit(browser: Any, path: Path) -> Iterator[Visit]:
+    opened = Visit(browser, path)
+    yield opened
+    opened.page.context.close()
+
+
+def test_the_page_opens_without_an_error_or_a_request(visit: Visit) -> None:
+    assert visit.errors == []
+    assert visit.requests == [visit.address]
+    assert visit.page.inner_text("h1").startswith("Ship trial ")
+    assert "synthetic" in visit.page.inner_text("#notes")
+
+
+def test_pointing_at_a_network_shows_its_architecture(visit: Visit, record: StudyRecord) -> None:
+    row = front_rows(record)[3]
+    visit.page.mouse.move(*visit.front_point(3))
+    visit.page.wait_for_selector("#tip:not([hidden])")
+    said = visit.page.inner_text("#tip")
+    assert row["architecture"] in said.replace("\n", "")
+    assert f"Trial {row['trial']} " in said and "lowest: " in said and "RAM" in said
+    visit.page.mouse.move(5, 5)
+    visit.page.wait_for_selector("#tip", state="hidden")
+
+
+def test_a_click_opens_the_card_of_that_network(visit: Visit, record: StudyRecord) -> None:
+    row = front_rows(record)[2]
+    visit.page.mouse.click(*visit.front_point(2))
+    visit.page.wait_for_function(
+        f"document.getElementById('card-title').textContent === 'Trial {row['trial']}'"
+    )
+    said = visit.card()
+    for part in ("Ship it", "Architecture", "Accuracy while training", "Confusion", "Layers"):
+        assert part in said
+    assert f"{row['file_bytes']:,} B" in said
+
+
+def test_the_card_of_the_recommended_network_is_open_at_first(visit: Visit) -> None:
+    named = visit.page.inner_text("h1").split(":")[0].removeprefix("Ship trial ")
+    assert visit.card().startswith(f"Trial {named}\n")
+    assert "recommended" in visit.card()
+
+
+def test_the_copy_button_copies_the_export_command(visit: Visit, record: StudyRecord) -> None:
+    visit.page.click("button[aria-label='Copy the export command']")
+    visit.page.wait_for_selector("button:has-text('Copied')")
+    copied = visit.page.evaluate("navigator.clipboard.readText()")
+    named = visit.page.inner_text("h1").split(":")[0].removeprefix("Ship trial ")
+    assert copied == f"nas export {record.name} --trial {named}"
+
+
+def test_the_axis_switch_moves_the_points_and_names_the_axis(visit: Visit) -> None:
+    before = visit.front_point(0)
+    assert "File size" in visit.page.inner_text("#chart .xtitle")
+    visit.page.get_by_label("Latency").check(force=True)
+    assert "Latency" in visit.page.inner_text("#chart .xtitle")
+    assert visit.front_point(0) != before
+    for name in ("MACs", "RAM", "KB"):
+        visit.page.get_by_label(name, exact=True).check(force=True)
+    assert visit.front_point(0) == pytest.approx(before)
+    assert visit.errors == []
+
+
+def test_the_page_works_from_the_keyboard(visit: Visit, record: StudyRecord) -> None:
+    rows = front_rows(record)
+    visit.page.focus("#chart")
+    for _ in rows:
+        visit.page.keyboard.press("ArrowLeft")
+    assert visit.card().startswith(f"Trial {rows[0]['trial']}\n")
+    visit.page.keyboard.press("ArrowRight")
+    assert visit.card().startswith(f"Trial {rows[1]['trial']}\n")
+    visit.page.locator("#front-table button.trial").last.press("Enter")
+    assert visit.card().startswith(f"Trial {rows[-1]['trial']}\n")
+    visit.page.get_by_label("KB", exact=True).focus()
+    visit.page.keyboard.press("ArrowRight")
+    assert "Latency" in visit.page.inner_text("#chart .xtitle")
+
+
+def test_everything_to_press_has_a_name(visit: Visit) -> None:
+    nameless = visit.page.evaluate(
+        """[...document.querySelectorAll("body button, body input, body [tabindex='0']")]
+          .filter((e) => !(e.textContent.trim() || e.ariaLabel || e.labels?.[0]?.textContent))
+          .map((e) => e.outerHTML)"""
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_its_window(
+    browser: Any, path: Path, tmp_path: Path, width: int, scheme: str
+) -> None:
+    visit = Visit(browser, path, width, scheme)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert visit.errors == []
+    picture = tmp_path / f"{width}_{scheme}.png"
+    visit.page.screenshot(path=picture, full_page=True)
+    assert picture.stat().st_size > 50_000
+    visit.page.context.close()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_text_and_marks_stand_out_from_their_ground(browser: Any, path: Path, scheme: str) -> None:
+    """WCAG 2.2: a contrast of 4.5 for text, of 3 for the marks that carry meaning."""
+    visit = Visit(browser, path, scheme=scheme)
+    names = ["page", "surface", "ink", "muted", "budget", *(f"study{i}" for i in range(4))]
+    colours = {name: visit.page.evaluate("name => css(name)", name) for name in names}
+    for ground in ("page", "surface"):
+        for text in ("ink", "muted", "budget", "study0"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        for mark in ("study1", "study2", "study3"):
+            assert contrast(colours[mark], colours[ground]) >= 3, (mark, ground)
+    visit.page.context.close()
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two "#rrggbb" colours (WCAG 2.2)."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_plots_follow_the_colour_scheme_and_print_light(browser: Any, path: Path) -> None:
+    visit = Visit(browser, path, scheme="dark")
+    ground = "document.getElementById('chart').layout.paper_bgcolor"
+    dark = visit.page.evaluate(ground)
+    visit.page.emulate_media(color_scheme="light")
+    visit.page.wait_for_function(f"{ground} === '#ffffff'")
+    visit.page.emulate_media(color_scheme="dark")
+    visit.page.wait_for_function(f"{ground} === '{dark}'")
+    visit.page.emulate_media(color_scheme="dark", media="print")
+    visit.page.wait_for_function(f"{ground} === '#ffffff'")
+    assert len(visit.page.pdf()) > 20_000
+    visit.page.context.close()
+
+
+def test_ten_thousand_trials_open(browser: Any, tmp_path: Path) -> None:
+    record = study(10_000)
+    write_html([record], tmp_path / "report.html")
+    visit = Visit(browser, tmp_path / "report.html")
+    # Not asserted: on a busy machine the wall clock measures the others.
+    print(f"10,000 trials: {visit.seconds:.2f} s to the drawn front")
+    points = visit.page.evaluate("document.getElementById('chart').data.map((t) => t.x.length)")
+    scored = sum(r.score is not None or bool(r.rungs) for r in record.trials)
+    on_front = len(front_rows(record))
+    assert sum(points) == scored + on_front + 2  # and the recommended and the selected mark
+    assert visit.errors == [] and visit.requests == [visit.address]
+    visit.page.mouse.click(*visit.front_point(on_front // 2))
+    trial = front_rows(record)[on_front // 2]["trial"]
+    visit.page.wait_for_function(
+        f"document.getElementById('card-title').textContent === 'Trial {trial}'"
+    )
+    visit.page.context.close()
+
+
+def test_compared_studies_share_the_axes(browser: Any, tmp_path: Path) -> None:
+    one, other = study(200, "first", 1), study(150, "second", 2)
+    write_html([one, other], tmp_path / "report.html")
+    visit = Visit(browser, tmp_path / "report.html")
+    fronts = visit.page.evaluate(
+        "document.getElementById('chart').data.filter((t) => t.error_y).map((t) => t.name)"
+    )
+    assert fronts == ["first", "second"]
+    said = visit.page.inner_text("header")
+    assert said.count("Ship trial") == 2 and said.count("Hypervolume") == 2
+    last = len(front_rows(other)) - 1
+    visit.page.locator("#front-table button.trial").last.click()
+    assert visit.card().startswith(f"second, trial {front_rows(other)[last]['trial']}\n")
+    assert visit.errors == []
+    visit.page.context.close()
+
+
+@pytest.mark.parametrize("trials", [0, 1])
+def test_a_search_that_has_hardly_begun_has_a_page(
+    browser: Any, tmp_path: Path, trials: int
+) -> None:
+    write_html([StudyRecord("young", inputs(), study(trials).trials)], tmp_path / "report.html")
+    visit = Visit(browser, tmp_path / "report.html")
+    assert visit.errors == []
+    assert visit.page.inner_text("h1")
+    visit.page.context.close()
+
+
+def test_a_live_page_shows_the_new_trials_and_keeps_its_place(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_html([study(40)], path, live=True)
+    visit = Visit(browser, path)
+    visit.page.get_by_label("MACs").check(force=True)
+    write_html([study(80)], path, live=True)
+    visit.page.wait_for_function("STUDIES[0].columns.trial.length === 80", timeout=30_000)
+    visit.ready()
+    assert visit.page.get_by_label("MACs").is_checked()
+    assert {url.split("#")[0] for url in visit.requests} == {visit.address}
+    visit.page.context.close()
