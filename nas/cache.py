@@ -51,6 +51,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
+        os.sync()  # else a power cut could leave the name with empty files
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

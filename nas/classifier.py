@@ -119,7 +119,7 @@ def _fourier(build: _Nodes, settings: FrontEnd) -> str:
 
 def _mel_bands(build: _Nodes, settings: FrontEnd) -> str:
     """[mels, 2 x bins]: triangles on the HTK mel scale, once for each half of the spectrum."""
-    top = 2595 * np.log10(1 + settings.sample_rate_hz / 2.01 / 700)
+    top = 2595 * np.log10(1 + settings.sample_rate_hz / 2 / 700)
     hz = 700 * (10 ** (np.linspace(0, top, settings.mels + 2) / 2595) - 1)
     low, middle, high = (hz[i : i + settings.mels, None] for i in range(3))
     bins = settings.fft // 2 + 1

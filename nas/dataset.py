@@ -15,7 +15,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from nas import scenes
 from nas.audio import AudioFile, examine
 from nas.cache import cache_folder, locked, whole_folder, write_whole
 from nas.errors import UserError, nearest
-from nas.layouts import Clip, Split, read_tree
+from nas.layouts import Clip, Split, read_tree, refuse_outside
 from nas.splits import SPLITS, leak_warning, with_splits
 
 BUILT_IN = ("synthetic-scenes",)
@@ -138,7 +138,7 @@ def check_files(root: Path, paths: Iterable[str], workers: int) -> dict[str, Aud
     key = hashlib.blake2b(f"{_CHECK_VERSION} {root}".encode(), digest_size=16).hexdigest()
     cache = cache_folder("checks") / f"{key}.msgpack"
     known = _read_checks(cache)
-    status = {path: _status(root, path) for path in sorted(paths)}
+    status = {path: _status(str(root), path) for path in sorted(paths)}
     changed = [path for path, now in status.items() if now != _status_of(known.get(path))]
     with ThreadPoolExecutor(workers) as pool:
         batches = [changed[i : i + 32] for i in range(0, len(changed), 32)]
@@ -166,26 +166,23 @@ def _status_of(file: AudioFile | None) -> tuple[int, int] | None:
     return (file.size_bytes, file.mtime_ns) if file else None
 
 
-def _status(root: Path, path: str) -> tuple[int, int] | None:
+def _status(root: str, path: str) -> tuple[int, int] | None:
     """(bytes, modification time) of a file that must lie below `root`; None if there is none."""
-    full = root / path
+    full = os.path.join(root, path)
     try:
         status = os.lstat(full)
         link = stat.S_ISLNK(status.st_mode)
-        real = full.resolve() if link else _real_folder(full.parent)
-        if not real.is_relative_to(root):
-            raise UserError(
-                f"{full}: leads out of the data folder to {real}; copy it into the folder"
-            )
         status = os.stat(full) if link else status
     except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
+        link, status = False, None
+    real = os.path.realpath(full) if link else _real_path(os.path.dirname(full))
+    refuse_outside(root, full, real)
+    return (status.st_size, status.st_mtime_ns) if status else None
 
 
 @lru_cache(maxsize=4096)
-def _real_folder(folder: Path) -> Path:
-    return folder.resolve()
+def _real_path(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _usable(
@@ -251,7 +248,7 @@ def _most_common(rates_hz: Iterable[int]) -> int:
 
 
 def _fingerprint(clips: Sequence[Clip], files: Mapping[str, AudioFile]) -> str:
-    content = [(files[clip.path].digest, astuple(clip)) for clip in clips]
+    content = [(files[clip.path].digest, clip) for clip in clips]
     return hashlib.blake2b(msgspec.msgpack.encode(content), digest_size=16).hexdigest()
 
 

@@ -74,8 +74,16 @@ class Found(NamedTuple):
 def read_tree(path: Path) -> Found:
     """The clips below `path`, a data set's folder or a CSV manifest.
 
-    Raises UserError if there is no such path, no known layout, or a CSV is malformed.
+    Raises UserError if there is no such path, no known layout, a CSV is malformed, or a link
+    leads out of the folder.
     """
+    try:
+        return _read(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _read(path: Path) -> Found:
     if path.is_file() and path.suffix.lower() == ".csv":
         return Found(path.parent, "csv manifest", _read_manifest(path))
     if not path.is_dir():
@@ -92,14 +100,27 @@ def read_tree(path: Path) -> Found:
 
 
 def audio_files(folder: Path) -> list[str]:
-    """Audio files below `folder` as sorted relative paths; hidden files and folders are ignored."""
+    """Audio files below `folder` as sorted relative paths; hidden files and folders are ignored.
+
+    Raises UserError for a linked folder that lies elsewhere.
+    """
     found = []
     for base, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+        for name in folders:
+            if os.path.islink(os.path.join(base, name)):
+                refuse_outside(os.path.realpath(folder), os.path.join(base, name))
         inside = Path(base).relative_to(folder).as_posix()
         prefix = "" if inside == "." else inside + "/"
         found += [prefix + n for n in names if n.lower().endswith(AUDIO) and not n.startswith(".")]
     return sorted(found)
+
+
+def refuse_outside(root: str, path: str, real: str | None = None) -> None:
+    """Raise UserError unless `path`, really `real`, lies below `root`."""
+    real = real or os.path.realpath(path)
+    if real != root and not real.startswith(root + os.sep):
+        raise UserError(f"{path}: leads out of the data folder to {real}; copy it into the folder")
 
 
 def _rows(path: Path, needed: tuple[str, ...], delimiter: str = ",") -> Iterator[_Row]:

@@ -84,7 +84,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
     buffer = io.BytesIO()
     network = network.eval().float()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # the exporter is deprecated, and warns of what it folds
         torch.onnx.export(
             network,
             (torch.zeros(1, *shape),),

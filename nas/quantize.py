@@ -19,7 +19,17 @@ from onnx.numpy_helper import from_array, to_array
 
 from nas.arch import Quantization
 from nas.errors import UserError
-from nas.slim import QUANTIZE, Array, arrays, plain, rename, set_nodes, slim
+from nas.slim import (
+    DEQUANTIZE,
+    QUANTIZE,
+    Array,
+    arrays,
+    attribute,
+    plain,
+    rename,
+    set_nodes,
+    slim,
+)
 
 CALIBRATION_CLIPS = 32
 
@@ -35,7 +45,7 @@ def quantize(model: ModelProto, quantization: Quantization, calibration: Array) 
     if quantization.scheme == "float16":
         model = _to_float16(plain(model))
     elif quantization.scheme == "int8":
-        model = _unify_uint8(_to_int8(plain(model), quantization, calibration))
+        model = _fusable(_to_int8(plain(model), quantization, calibration))
     return slim(model)
 
 
@@ -81,7 +91,7 @@ def _to_int8(model: ModelProto, quantization: Quantization, calibration: Array) 
             nncf.Dataset(clips),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(clips),
-            ignored_scope=nncf.IgnoredScope(names=_kept_in_float(model.graph, quantization)),
+            ignored_scope=nncf.IgnoredScope(names=_float_parts(model.graph, quantization)),
             advanced_parameters=parameters,
         )
     return quantized
@@ -97,26 +107,39 @@ def _guide(graph: GraphProto) -> None:
     nodes: list[NodeProto] = []
     for number, node in enumerate(graph.node):
         node.name = f"node{number}"
-        guide = f"guide{number}"
+        before, after = f"before{number}", f"after{number}"
         if node.op_type in ("HardSwish", "Sigmoid"):
-            source, node.input[0] = node.input[0], f"{guide}in"
-            nodes.append(
-                helper.make_node(
-                    "AveragePool", [source], [f"{guide}in"], f"{guide}in", kernel_shape=[1, 1]
-                )
-            )
+            pool = helper.make_node("AveragePool", [node.input[0]], [before], before)
+            pool.attribute.append(helper.make_attribute("kernel_shape", [1, 1]))
+            nodes.append(pool)
+            node.input[0] = before
         nodes.append(node)
         if node.op_type in ("GlobalAveragePool", "Sigmoid"):
-            target, node.output[0] = node.output[0], f"{guide}out"
-            nodes.append(helper.make_node("Identity", [f"{guide}out"], [target], f"{guide}out"))
+            nodes.append(helper.make_node("Identity", [after], [node.output[0]], after))
+            node.output[0] = after
     set_nodes(graph, nodes)
 
 
-def _kept_in_float(graph: GraphProto, quantization: Quantization) -> list[str]:
-    convolutions = [node.name for node in graph.node if node.op_type in ("Conv", "Gemm")]
-    stem = convolutions[:1] if quantization.keep_float in ("stem", "both") else []
-    head = convolutions[-1:] if quantization.keep_float in ("head", "both") else []
-    return [*stem, *head]
+def _float_parts(graph: GraphProto, quantization: Quantization) -> list[str]:
+    """Names of the nodes that stay in float: stem and head if asked for, and always what is
+    smaller, faster and closer in float: global response norms, and the 1x1 depthwise
+    convolutions that sub-spectral norms fold into."""
+    known = arrays(graph)
+    dense = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    parts = dense[:1] if quantization.keep_float in ("stem", "both") else []
+    parts += dense[-1:] if quantization.keep_float in ("head", "both") else []
+    norms: set[str] = set()
+    for node in graph.node:
+        square = node.op_type == "Mul" and node.input[0] == node.input[1]
+        if square or (node.op_type in _RESPONSE_NORM and norms.intersection(node.input)):
+            norms.update(node.output)
+            parts.append(node)
+        if node.op_type == "Conv" and attribute(node, "group", 1) > 1:
+            parts += [node] if known[node.input[1]].shape[1:] == (1, 1, 1) else []
+    return [node.name for node in parts]
+
+
+_RESPONSE_NORM = ("ReduceMean", "Sqrt", "Add", "Div", "Mul")
 
 
 @contextlib.contextmanager
@@ -153,14 +176,34 @@ def _import_nncf() -> Any:
             sys.modules["openvino_telemetry"] = hidden
 
 
-def _unify_uint8(model: ModelProto) -> ModelProto:
-    """Signed activations as uint8 with a zero point 128 higher: the same numbers, but ONNX
-    Runtime fuses a convolution, addition or pool only when all its types agree."""
+def _fusable(model: ModelProto) -> ModelProto:
+    """The same integers in the form that ONNX Runtime fuses.
+
+    Signed activations become uint8 with a zero point 128 higher: a convolution, addition or pool
+    is fused only when all its types agree. Maxima are taken of integers, before dequantising.
+    """
     graph, known = model.graph, arrays(model.graph)
-    zeros = {name for n in graph.node if n.op_type == QUANTIZE for name in n.input[2:]}
+    zeros = {name for node in graph.node if node.op_type == QUANTIZE for name in node.input[2:]}
     for tensor in graph.initializer:
         if tensor.name in zeros and known[tensor.name].dtype == np.int8:
             shifted = (known[tensor.name].astype(np.int16) + 128).astype(np.uint8)
             tensor.CopyFrom(from_array(shifted, tensor.name))
+    set_nodes(graph, _maxima_first(graph))
     del graph.value_info[:]
     return model
+
+
+def _maxima_first(graph: GraphProto) -> Iterator[NodeProto]:
+    makers = {node.output[0]: node for node in graph.node if node.op_type == DEQUANTIZE}
+    for node in graph.node:
+        maker = makers.get(node.input[0]) if node.op_type == "MaxPool" else None
+        if maker is None:
+            yield node
+            continue
+        target, integers = node.output[0], f"{node.output[0]}/integers"
+        yield helper.make_node("MaxPool", [maker.input[0]], [integers], **_attributes(node))
+        yield helper.make_node(DEQUANTIZE, [integers, *maker.input[1:]], [target])
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}

@@ -134,7 +134,6 @@ def write_html(
     data = {
         "studies": [study_facts(r, (extras or {}).get(r.name, Extras()), common) for r in records],
         "figures": {axis: front_figure(records, references, axis) for axis in AXES},
-        "references": [r.name for r in references],
         "warning": _warning(records),
         "hypervolume_kb": common.size_bytes / KB,
         "refresh_s": REFRESH_S if live else 0,
@@ -143,9 +142,9 @@ def write_html(
         "title": html.escape(", ".join(r.name for r in records)),
         "style": _asset("report.css"),
         "plotly": get_plotlyjs(),
-        "script": _asset("report.js"),
-        # "</" would end the script element that holds the data.
-        "data": msgspec.json.encode(data).decode().replace("</", "<\\/"),
+        "script": _asset("plots.js") + _asset("report.js"),
+        # A "</script" or "<!--" in a name would end or open something in the page.
+        "data": msgspec.json.encode(data).decode().replace("<", "\\u003c"),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("report.html"))
     _replace(path, page.encode())
@@ -210,6 +209,6 @@ def _painted(record: StudyRecord, references: Sequence[Reference], axis: str) ->
     colours = dict(re.findall(r"--(\w+): (#\w+);", light))
     figure = msgspec.json.encode(front_figure([record], references, axis)).decode()
     painted: dict[str, Any] = msgspec.json.decode(
-        re.sub(r"\$(\w+)", lambda match: colours[match[1]], figure)
+        re.sub(r"\$(\w+)", lambda match: colours.get(match[1], match[0]), figure)
     )
     return painted

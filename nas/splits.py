@@ -99,7 +99,8 @@ def _with_folds(name: str, clips: Sequence[Clip], units: Units) -> list[Clip]:
     groups = {clip.group for clip in clips}
     pairs = {(clip.group, clip.label) for clip in clips}
     labels = {clip.label for clip in clips}
-    if 3 <= len(groups) <= NAMED_FOLDS and len(pairs) == len(groups) * len(labels):
+    complete = None not in groups and len(pairs) == len(groups) * len(labels)
+    if complete and 3 <= len(groups) <= NAMED_FOLDS:
         return [replace(clip, fold=clip.group) for clip in clips]
     fold = _stratified(name, clips, units, 3)
     return [replace(clip, fold=str(FOLDS - fold[clip])) for clip in clips]

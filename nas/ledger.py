@@ -1,0 +1,306 @@
+"""The bytes of the ONNX file of an architecture, predicted from its structure.
+
+A sketch of the graph is laid out as the exporter, NNCF and slimming would leave it, with empty
+weights, and its length taken. The rules of where NNCF puts quantisers are those that its ONNX
+backend was seen to follow with the settings of quantize.py; tests hold them against real files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnx import ModelProto, TensorProto, helper
+from torch import nn
+
+from nas.arch import Quantization
+from nas.blocks import SubSpectralNorm
+from nas.network import OPSET
+from nas.trace import Operation, Shape, both
+
+WIDTH = {"float32": 4, "float16": 2, "int8": 1}
+_ONE_LETTER_NAMES = 53
+# Operations whose inputs NNCF quantises; an operation with a constant asks for nothing.
+_ASKING = (
+    "conv",
+    "depthwise",
+    "subspectralnorm",
+    "adaptiveavgpool2d",
+    "avgpool2d",
+    "hardswish",
+    "silu",
+    "mean",
+    "sqrt",
+    "truediv",
+)
+# A quantised value stays quantised behind these.
+_PASSING = ("maxpool2d", "flatten")
+_NOTHING = ("batchnorm2d", "dropout", "dropout2d", "identity", "zeropad2d")
+# Their outputs cannot be negative, so that their zero point of 0 takes no bytes.
+_UNSIGNED = ("relu", "relu6", "hardsigmoid", "sigmoid", "sqrt")
+_PLAIN = {
+    "adaptiveavgpool2d": "GlobalAveragePool",
+    "hardswish": "HardSwish",
+    "sqrt": "Sqrt",
+    "relu": "Relu",
+    "flatten": "Flatten",
+}
+
+
+def weight_widths(found: list[Operation], quantization: Quantization) -> list[int]:
+    """Bytes per parameter of every operation; stem and head may be kept in float by int8."""
+    widths = [WIDTH[quantization.scheme]] * len(found)
+    convs = [i for i, operation in enumerate(found) if operation.macs]
+    if quantization.keep_float in ("stem", "both"):
+        widths[convs[0]] = 4
+    if quantization.keep_float in ("head", "both"):
+        widths[convs[-1]] = 4
+    return widths
+
+
+def file_bytes(found: list[Operation], shape: Shape, quantization: Quantization) -> int:
+    """Length in bytes of the slimmed ONNX file; `shape` is the features' (C, F, T)."""
+    return _Sketch(found, quantization).draw().length(shape)
+
+
+@dataclass
+class _Sketch:
+    """The graph so far. `value[i]` is the name under which operation i's output is read."""
+
+    found: list[Operation]
+    quantization: Quantization
+    nodes: list[tuple[str, list[str], str, dict[str, Any]]] = field(default_factory=list)
+    tensors: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    value: dict[int, str] = field(default_factory=lambda: {-1: "input"})
+    signed: dict[int, bool] = field(default_factory=lambda: {-1: True})
+
+    def draw(self) -> _Sketch:
+        self.int8 = self.quantization.scheme == "int8"
+        self.widths = weight_widths(self.found, self.quantization)
+        self.readers: dict[int, list[int]] = {}
+        for i, operation in enumerate(self.found):
+            for source in operation.inputs:
+                self.readers.setdefault(source, []).append(i)
+        if self.quantization.scheme == "float16":
+            self.value[-1] = self._node("Cast", ["input"], to=TensorProto.FLOAT16)
+        self._quantise(-1)
+        for i in range(len(self.found)):
+            self._operation(i)
+        if self.quantization.scheme == "float16":
+            self._node("Cast", [self.value[len(self.found) - 1]], to=TensorProto.FLOAT)
+        return self
+
+    def _operation(self, i: int) -> None:
+        operation = self.found[i]
+        inputs = [self.value[source] for source in operation.inputs]
+        kind, layer = operation.kind, operation.module
+        square = operation.operands > len(operation.inputs)
+        signed = any(self.signed[source] for source in operation.inputs)
+        self.signed[i] = signed and kind not in _UNSIGNED and not square
+        self.value[i] = inputs[0]
+        if kind in _NOTHING or (kind in ("relu", "relu6") and self._wanted(i)):
+            pass  # what the quantiser saturates anyway is dropped
+        elif isinstance(layer, nn.Conv2d):
+            self.signed[i] = True
+            self.value[i] = self._conv(i, inputs[0], layer)
+        elif kind == "subspectralnorm":
+            self._sub_spectral_norm(i, inputs[0])
+            return
+        elif kind == "silu":
+            self._silu(i, inputs[0])
+        else:
+            self.value[i] = self._simple(operation, inputs)
+        if kind not in _PASSING and not self._goes_on_in_place(i):
+            self._quantise(i)
+
+    def _goes_on_in_place(self, i: int) -> bool:
+        """Whether norms and activations follow that belong to the same quantised value."""
+        readers = self.readers.get(i, [])
+        return len(readers) == 1 and (
+            self.found[readers[0]].kind in (*_NOTHING, "relu", "relu6", "hardsigmoid")
+        )
+
+    def _wanted(self, i: int) -> bool:
+        """Whether anything behind wants the value quantised."""
+        if not self.int8:
+            return False
+        for reader in self.readers.get(i, []):
+            kind = self.found[reader].kind
+            if self._asks(reader) or (
+                kind in (*_PASSING, *_NOTHING, "relu", "relu6") and self._wanted(reader)
+            ):
+                return True
+        return False
+
+    def _asks(self, i: int) -> bool:
+        operation = self.found[i]
+        if operation.kind in ("add", "mul"):
+            return operation.operands == 2
+        return operation.kind in _ASKING and (not operation.macs or self.widths[i] == 1)
+
+    def _quantise(self, i: int) -> None:
+        if self._wanted(i):
+            self.value[i] = self._quantised(self.value[i], self.signed[i])
+
+    def _quantised(self, value: str, signed: bool) -> str:
+        number = len(self.nodes)
+        zero = [self._tensor(f"zero{number}", (), TensorProto.UINT8)] if signed else []
+        scale = self._tensor(f"scale{number}", (), TensorProto.FLOAT)
+        stored = self._node("QuantizeLinear", [value, scale, *zero])
+        return self._node("DequantizeLinear", [stored, scale, *zero])
+
+    def _conv(self, i: int, value: str, layer: nn.Conv2d) -> str:
+        bias = layer.bias is not None or any(
+            self.found[reader].kind == "batchnorm2d" for reader in self.readers.get(i, [])
+        )
+        padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
+        pads = [*padding, *padding]
+        before = self.found[self.found[i].inputs[0]] if self.found[i].inputs[0] >= 0 else None
+        if before is not None and isinstance(before.module, nn.ZeroPad2d):
+            left, right, top, bottom = before.module.padding
+            pads = [top, left, bottom, right]
+        attributes = {
+            "dilations": list(layer.dilation) if max(layer.dilation) > 1 else None,
+            "group": layer.groups if layer.groups > 1 else None,
+            "pads": pads if any(pads) else None,
+            "strides": list(layer.stride) if max(layer.stride) > 1 else None,
+        }
+        dims = tuple(layer.weight.shape)
+        return self._weighted(f"conv{i}", value, dims, bias, self.widths[i], attributes)
+
+    def _weighted(
+        self,
+        name: str,
+        value: str,
+        dims: tuple[int, ...],
+        bias: bool,
+        width: int,
+        attributes: dict[str, Any],
+    ) -> str:
+        """A convolution with its weights, scales and bias."""
+        float_kind = TensorProto.FLOAT16 if width == 2 else TensorProto.FLOAT
+        inputs = [
+            value,
+            self._tensor(f"{name}w", dims, TensorProto.INT8 if width == 1 else float_kind),
+        ]
+        if width == 1:
+            per_channel = self.quantization.weights == "channel"
+            scales = self._tensor(f"{name}s", dims[:1] if per_channel else (), TensorProto.FLOAT)
+            axis = {"axis": 0} if per_channel else {}
+            inputs[1] = self._node("DequantizeLinear", [inputs[1], scales], **axis)
+        if bias:
+            inputs.append(self._tensor(f"{name}b", dims[:1], float_kind))
+        return self._node("Conv", inputs, **attributes)
+
+    def _sub_spectral_norm(self, i: int, value: str) -> None:
+        norm = self.found[i].module
+        assert isinstance(norm, SubSpectralNorm)
+        frames = self.found[i].output[2]
+        grouped = self._shape((-1, *norm.grouped, frames))
+        value = self._node("Reshape", [value, grouped], allowzero=0)
+        channels = norm.grouped[0]
+        attributes = {"group": channels}
+        self.value[i] = self._weighted(
+            f"norm{i}", value, (channels, 1, 1, 1), True, self.widths[i], attributes
+        )
+        self.signed[i] = True
+        self._quantise(i)
+        plain = self._shape((-1, *norm.plain, frames))
+        self.value[i] = self._node("Reshape", [self.value[i], plain], allowzero=0)
+
+    def _silu(self, i: int, value: str) -> None:
+        gate = self._node("Sigmoid", [value])
+        if self.int8:
+            gate = self._quantised(gate, signed=False)
+        self.value[i] = self._node("Mul", [value, gate])
+
+    def _simple(self, operation: Operation, inputs: list[str]) -> str:
+        kind, layer = operation.kind, operation.module
+        if kind in _PLAIN:
+            return self._node(_PLAIN[kind], inputs)
+        if kind == "relu6":
+            float_kind = self._float_kind()
+            bounds = [self._tensor(name, (), float_kind) for name in ("least", "most")]
+            return self._node("Clip", [*inputs, *bounds])
+        if kind == "hardsigmoid":
+            return self._node("HardSigmoid", inputs, alpha=1 / 6)
+        if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
+            return self._pool(layer, inputs)
+        if kind == "mean":
+            axes = [1] if operation.output[0] == 1 else [2, 3]
+            return self._node("ReduceMean", inputs, axes=axes)
+        return self._arithmetic(operation, inputs)
+
+    def _pool(self, layer: Any, inputs: list[str]) -> str:
+        kernel, stride, padding = both(layer.kernel_size), both(layer.stride), both(layer.padding)
+        attributes: dict[str, Any] = {"kernel_shape": list(kernel), "strides": list(stride)}
+        if any(padding):
+            attributes["pads"] = [*padding, *padding]
+        if isinstance(layer, nn.MaxPool2d):
+            return self._node("MaxPool", inputs, **attributes)
+        return self._node("AveragePool", inputs, count_include_pad=1, **attributes)
+
+    def _arithmetic(self, operation: Operation, inputs: list[str]) -> str:
+        op = {"add": "Add", "mul": "Mul", "truediv": "Div"}[operation.kind]
+        if operation.operands == 1:
+            channels = operation.parameters
+            dims = (1, channels, 1, 1) if channels else ()
+            inputs = [*inputs, self._tensor(f"constant{len(self.nodes)}", dims, self._float_kind())]
+        elif len(inputs) == 1:
+            inputs = inputs * 2
+        return self._node(op, inputs)
+
+    def _float_kind(self) -> int:
+        return TensorProto.FLOAT16 if self.quantization.scheme == "float16" else TensorProto.FLOAT
+
+    def _node(self, op: str, inputs: list[str], **attributes: Any) -> str:
+        output = f"v{len(self.nodes)}"
+        given = {key: value for key, value in attributes.items() if value is not None}
+        self.nodes.append((op, inputs, output, given))
+        return output
+
+    def _tensor(self, name: str, dims: tuple[int, ...], kind: int) -> str:
+        self.tensors[name] = (dims, kind)
+        return name
+
+    def _shape(self, dims: tuple[int, ...]) -> str:
+        return self._tensor("x".join(map(str, dims)), dims, TensorProto.INT64)
+
+    def length(self, shape: Shape) -> int:
+        """Bytes of the model with names as short as slimming makes them."""
+        names = self._short_names()
+        model = ModelProto(ir_version=8)
+        model.opset_import.append(helper.make_opsetid("", OPSET))
+        model.graph.name = "g"
+        classes = self.found[-1].output[0]
+        for value, dims in (("input", (1, *shape)), ("output", (1, classes))):
+            info = helper.make_tensor_value_info(value, TensorProto.FLOAT, dims)
+            (model.graph.input if value == "input" else model.graph.output).append(info)
+        for op, inputs, output, attributes in self.nodes:
+            short = [names[name] for name in inputs], [names[output]]
+            model.graph.node.append(helper.make_node(op, *short, **attributes))
+        for name, (dims, kind) in self.tensors.items():
+            model.graph.initializer.append(_tensor(names[name], dims, kind))
+        return model.ByteSize()
+
+    def _short_names(self) -> dict[str, str]:
+        """The right lengths: one letter for the names that are written most often."""
+        written = Counter(list(self.tensors))
+        for _, inputs, output, _ in self.nodes:
+            written.update([*inputs, output])
+        last = self.nodes[-1][2]
+        names = {"input": "input", last: "output"}
+        ranked = [name for name, _ in written.most_common() if name not in names]
+        return names | {n: "ab"[: 1 + (r >= _ONE_LETTER_NAMES)] for r, n in enumerate(ranked)}
+
+
+def _tensor(name: str, dims: tuple[int, ...], kind: int) -> TensorProto:
+    """An empty tensor of the right length; an int64 one is a shape and holds `dims`."""
+    if kind == TensorProto.INT64:
+        return TensorProto(name=name, dims=[len(dims)], data_type=kind, int64_data=dims)
+    width = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2}.get(kind, 1)
+    return TensorProto(
+        name=name, dims=dims, data_type=kind, raw_data=bytes(math.prod(dims) * width)
+    )

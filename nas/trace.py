@@ -1,0 +1,129 @@
+"""Architecture -> its operations in execution order, without training or exporting anything.
+
+The real module is built without memory (torch's meta device) and traced with torch.fx; shapes,
+parameters and multiply-accumulates (MACs) are read off it. MACs count convolution and dense
+layers only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from nas.arch import Architecture
+from nas.blocks import SubSpectralNorm
+from nas.network import build
+
+Shape = tuple[int, ...]
+# These run inside the operation before them, on its output, in every runtime that we ship to.
+_IN_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Dropout2d, nn.Identity)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the network; `inputs` are indices of earlier ones, -1 the features.
+
+    `operands` counts the inputs with repetition (x * x has two), constants left out. `kind` is
+    conv, depthwise, the lower-case name of any other module, or add, mul, mean, sqrt, truediv.
+    `output` is (channels, frequency, time).
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[int, ...]
+    operands: int
+    output: Shape
+    parameters: int
+    macs: int
+    in_place: bool
+    module: nn.Module | None
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
+        return isinstance(m, SubSpectralNorm) or super().is_leaf_module(m, qualified_name)
+
+
+def operations(architecture: Architecture, classes: int) -> list[Operation]:
+    """All operations in execution order, the features' input left out."""
+    with torch.device("meta"):
+        network = build(architecture, classes)
+    graph = _Tracer().trace(network)
+    found: list[Operation] = []
+    index: dict[fx.Node, int] = {}
+    shapes: dict[fx.Node, Shape] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            index[node], shapes[node] = -1, architecture.front_end.shape
+        elif node.op in ("call_module", "call_function", "call_method"):
+            operation = _operation(node, network, index, shapes)
+            index[node], shapes[node] = len(found), operation.output
+            found.append(operation)
+    return found
+
+
+def _operation(
+    node: fx.Node, network: nn.Module, index: dict[fx.Node, int], shapes: dict[fx.Node, Shape]
+) -> Operation:
+    sources = [n for n in node.all_input_nodes if n in index]
+    inputs = tuple(index[n] for n in sources)
+    module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    output = _output(node, module, [shapes[n] for n in sources])
+    parameters, macs = 0, 0
+    if module is not None:
+        parameters = sum(p.numel() for p in module.parameters())
+    else:  # a parameter that a function reads, as response normalisation does
+        held = [n for n in node.all_input_nodes if n.op == "get_attr"]
+        parameters = sum(network.get_parameter(str(n.target)).numel() for n in held)
+    if isinstance(module, nn.Conv2d):
+        macs = math.prod(output) * math.prod(module.weight.shape[1:])
+    in_place = isinstance(module, _IN_PLACE) or node.name.startswith(("flatten", "relu"))
+    name = str(node.target) if module is not None else node.name
+    operands = sum(isinstance(a, fx.Node) and a in index for a in node.args)
+    return Operation(
+        name, _kind(node, module), inputs, operands, output, parameters, macs, in_place, module
+    )
+
+
+def _kind(node: fx.Node, module: nn.Module | None) -> str:
+    if isinstance(module, nn.Conv2d):
+        return "depthwise" if module.groups == module.in_channels > 1 else "conv"
+    if module is not None:
+        return type(module).__name__.lower()
+    return node.name.rstrip("0123456789_")
+
+
+def _output(node: fx.Node, module: nn.Module | None, inputs: list[Shape]) -> Shape:
+    """The output shape, by the rules of the few operations that blocks are made of."""
+    if isinstance(module, nn.Conv2d):
+        return (module.out_channels, *_slide(inputs[0], module))
+    if isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
+        return (inputs[0][0], *_slide(inputs[0], module))
+    if isinstance(module, nn.ZeroPad2d):
+        left, right, top, bottom = module.padding
+        return (inputs[0][0], inputs[0][1] + top + bottom, inputs[0][2] + left + right)
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return (inputs[0][0], 1, 1)
+    if node.name.startswith("mean"):
+        dims = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        return tuple(1 if i + 1 in dims else n for i, n in enumerate(inputs[0]))
+    return tuple(max(sizes) for sizes in zip(*inputs, strict=True))
+
+
+def _slide(size: Shape, layer: Any) -> tuple[int, int]:
+    """Output size (F, T) of a sliding window."""
+    kernel, stride, padding = both(layer.kernel_size), both(layer.stride), both(layer.padding)
+    dilation = both(getattr(layer, "dilation", 1))
+    frequency, time = (
+        (size[i + 1] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in (0, 1)
+    )
+    return frequency, time
+
+
+def both(value: Any) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
