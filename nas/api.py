@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-
 from nas.dataset import Dataset, load
 from nas.engine import Limits, run_search
 from nas.errors import UserError

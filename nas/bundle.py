@@ -97,7 +97,7 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
     if result.score is None:
         raise UserError(f"trial {result.trial} is {result.state}, only a complete one can ship")
     architecture, dataset = parse(result.architecture), job.dataset
-    seed = record.inputs.seed + result.trial
+    seed = record.inputs.seed_of(result.trial)
     features = compute(dataset, architecture.front_end)
     with _one_thread():
         artifact = _retrained(architecture, job, features, seed) if retrain else _own(result)

@@ -139,14 +139,14 @@ def check_files(root: Path, paths: Iterable[str], workers: int) -> dict[str, Aud
     cache = cache_folder("checks") / f"{key}.msgpack"
     known = _read_checks(cache)
     status = {path: _status(str(root), path) for path in sorted(paths)}
-    changed = [path for path, now in status.items() if now != _status_of(known.get(path))]
+    changed = [p for p, now in status.items() if not now or now != _status_of(known.get(p))]
     with ThreadPoolExecutor(workers) as pool:
         batches = [changed[i : i + 32] for i in range(0, len(changed), 32)]
         for batch, verdicts in zip(
             batches, pool.map(partial(_examine, root), batches), strict=True
         ):
             known.update(zip(batch, verdicts, strict=True))
-    if changed:
+    if any(status[path] for path in changed):
         write_whole(cache, msgspec.msgpack.encode(known))
     return {path: known[path] for path in status}
 

@@ -17,10 +17,10 @@ from nas import workers as pools
 from nas.arch import Architecture
 from nas.cost import estimate
 from nas.errors import UserError
-from nas.pipeline import Job, over_budget
 from nas.pareto import best_within
+from nas.pipeline import Job, over_budget
 from nas.progress import Progress, Standing
-from nas.record import KB, Budget, Cost, StudyInputs, StudyRecord, TrialResult, size_bytes
+from nas.record import KB, Cost, StudyInputs, StudyRecord, TrialResult, size_bytes
 from nas.space import SearchSpace, space_from_toml
 from nas.study import Study, Trial, load_study, open_study, record, results, start, study_folder
 from nas.workers import Order
@@ -113,7 +113,7 @@ class _Run:
                 start(trial, str(architecture))
                 self.running[trial.number] = trial
                 stem = self.folder / "artifacts" / f"{trial.number:05d}"
-                seed = self.inputs.seed + trial.number
+                seed = self.inputs.seed_of(trial.number)
                 worker.give(Order(trial.number, str(architecture), seed, os.fspath(stem)))
                 return
         raise UserError(
@@ -222,6 +222,6 @@ def _refuse_impossible(space: SearchSpace, inputs: StudyInputs, clip_s: float) -
 def _excess(cost: Cost, inputs: StudyInputs) -> float:
     """The largest ratio of a figure to its limit."""
     budget = inputs.budget
-    ratios = [getattr(cost, inputs.size_kind) / budget.size_bytes]
+    ratios = [int(getattr(cost, inputs.size_kind)) / budget.size_bytes]
     ratios += [cost.peak_ram_bytes / budget.ram_bytes] if budget.ram_bytes else []
     return max(ratios + ([cost.macs / budget.macs] if budget.macs else []))

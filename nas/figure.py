@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from nas.pareto import (
@@ -28,7 +29,7 @@ SIZE_TITLES: dict[SizeKind, str] = {
 }
 SYMBOLS = ("circle", "square", "triangle-up", "diamond")
 # Legend order; drawing order is the reverse, the front above the cloud.
-RANKS = {"front": 1, "recommended": 2, "other trials": 3, "stopped early": 4}
+RANKS = {"front": 1, "recommended": 2, "other trials": 3, "over a limit": 4, "stopped early": 5}
 _RING = {"color": "$ink", "size": 19, "symbol": "circle-open", "line": {"width": 1.5}}
 
 
@@ -108,35 +109,49 @@ def front_figure(
 
 def _traces(number: int, record: StudyRecord, axis: Axis, several: bool) -> list[dict[str, Any]]:
     kind, budget = record.inputs.size_kind, record.inputs.budget
-    index = {r.trial: i for i, r in enumerate(record.trials)}
     placed = [r for r in record.trials if axis.trial(r, kind)]
     done = [r for r in placed if r.state == "complete" and r.score]
-    best = non_dominated(within(done, kind, budget), lambda r: axis.trial(r, kind) or 0.0)
+    fit = within(done, kind, budget)
+    fits = {r.trial for r in fit}
+    best = non_dominated(fit, lambda r: axis.trial(r, kind) or 0.0)
     ship = _ship(record)
-
-    def trace(label: str, results: Sequence[TrialResult], **style: Any) -> dict[str, Any]:
-        return {
-            "type": "scatter",
-            "mode": "markers",
-            "name": record.name if several and label == "front" else label,
-            "showlegend": number == 0 or label == "front",
-            "legendrank": RANKS[label],
-            "x": [short(axis.trial(r, kind)) for r in results],
-            "y": [short(100 * _accuracy(r)) for r in results],
-            "customdata": [index[r.trial] for r in results],
-            "meta": number,
-            "hoverinfo": "none",
-            **style,
-        }
-
-    quiet = {"color": "$quiet", "size": 5, "symbol": SYMBOLS[number % 4], "opacity": 0.55}
+    trace = partial(_trace, number, record, axis, several)
+    symbol = SYMBOLS[number % 4]
+    quiet = {"color": "$quiet", "size": 5, "symbol": symbol, "opacity": 0.55}
+    over = [r for r in done if r.trial not in fits]
     stopped = [r for r in placed if r.state == "stopped" and r.rungs]
     return [
         trace("stopped early", stopped, marker={**quiet, "symbol": "x-thin-open"}),
-        trace("other trials", done, marker=quiet),
+        trace("over a limit", over, marker={**quiet, "symbol": f"{symbol}-open"}),
+        trace("other trials", fit, marker=quiet),
         trace("front", best, **_front_style(number, best)),
         trace("recommended", [ship] if ship in placed else [], marker=_RING),
     ]
+
+
+def _trace(
+    number: int,
+    record: StudyRecord,
+    axis: Axis,
+    several: bool,
+    label: str,
+    results: Sequence[TrialResult],
+    **style: Any,
+) -> dict[str, Any]:
+    index = {r.trial: i for i, r in enumerate(record.trials)}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": record.name if several and label == "front" else label,
+        "showlegend": number == 0 or label == "front",
+        "legendrank": RANKS[label],
+        "x": [short(axis.trial(r, record.inputs.size_kind)) for r in results],
+        "y": [short(100 * _accuracy(r)) for r in results],
+        "customdata": [index[r.trial] for r in results],
+        "meta": number,
+        "hoverinfo": "none",
+        **style,
+    }
 
 
 def _accuracy(result: TrialResult) -> float:
@@ -181,7 +196,7 @@ def _reference_trace(references: Sequence[Reference], axis: Axis) -> dict[str, A
         "textposition": "bottom center",
         "textfont": {"color": "$muted", "size": 11},
         "marker": {"color": "$ink", "size": 9, "symbol": "diamond-open"},
-        "legendrank": 5,
+        "legendrank": 6,
         # A label may hang over the edge of the plot.
         "cliponaxis": False,
     }
@@ -202,7 +217,7 @@ def _layout(
         "paper_bgcolor": "$surface",
         "plot_bgcolor": "$surface",
         "font": {"color": "$ink", "size": 13, "family": "system-ui, sans-serif"},
-        "margin": {"l": 52, "r": 14, "t": 44, "b": 48},
+        "margin": {"l": 52, "r": 14, "t": 62, "b": 48},
         "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": {
@@ -260,6 +275,7 @@ def _limit_label(value: float, unit: str) -> dict[str, Any]:
         # Plotly places annotations on a log axis by the logarithm, shapes by the value.
         "x": math.log10(value),
         "xanchor": "right",
+        "xshift": -4,
         "yref": "paper",
         "y": 0,
         "yanchor": "bottom",

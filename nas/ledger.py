@@ -283,7 +283,7 @@ class _Sketch:
             model.graph.node.append(helper.make_node(op, *short, **attributes))
         for name, (dims, kind) in self.tensors.items():
             model.graph.initializer.append(_tensor(names[name], dims, kind))
-        return model.ByteSize()
+        return int(model.ByteSize())
 
     def _short_names(self) -> dict[str, str]:
         """The right lengths: one letter for the names that are written most often."""
@@ -300,7 +300,7 @@ def _tensor(name: str, dims: tuple[int, ...], kind: int) -> TensorProto:
     """An empty tensor of the right length; an int64 one is a shape and holds `dims`."""
     if kind == TensorProto.INT64:
         return TensorProto(name=name, dims=[len(dims)], data_type=kind, int64_data=dims)
-    width = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2}.get(kind, 1)
+    width = helper.tensor_dtype_to_np_dtype(kind).itemsize
     return TensorProto(
         name=name, dims=dims, data_type=kind, raw_data=bytes(math.prod(dims) * width)
     )

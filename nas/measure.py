@@ -11,7 +11,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,7 @@ Integers = NDArray[np.integer[Any]]
 
 ONE_THREAD = TargetProfile("host", "this machine, one thread", "", "onnxruntime")
 MOMENTS = 3
-SECONDS_PER_MOMENT = 0.22
+SECONDS_PER_MOMENT, SECONDS_BETWEEN_MOMENTS = 0.2, 0.08
 RUNS_PER_BURST = 4
 RESAMPLES = 1000
 FEWEST_GROUPS = 10
@@ -99,6 +99,14 @@ def _session(model_bytes: bytes, target: TargetProfile) -> Any:
         raise UserError(f"ONNX Runtime refuses the network: {_first_line(error)}") from None
 
 
+def _run(session: Any, feed: dict[str, Floats]) -> NDArray[np.float32]:
+    try:
+        output: NDArray[np.float32] = session.run(None, feed)[0]
+    except Exception as error:
+        raise UserError(f"ONNX Runtime cannot run the network: {_first_line(error)}") from None
+    return output
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -110,14 +118,8 @@ def logits(model_bytes: bytes, features: Floats) -> NDArray[np.float32]:
     """
     session = _session(model_bytes, ONE_THREAD)
     name = session.get_inputs()[0].name
-    try:
-        rows = [
-            session.run(None, {name: np.ascontiguousarray(clip[None], np.float32)})[0]
-            for clip in features
-        ]
-    except Exception as error:
-        raise UserError(f"ONNX Runtime cannot run the network: {_first_line(error)}") from None
-    return np.concatenate(rows).astype(np.float32)
+    clips = (np.ascontiguousarray(clip[None], np.float32) for clip in features)
+    return np.concatenate([_run(session, {name: clip}) for clip in clips])
 
 
 @dataclass(frozen=True)
@@ -148,17 +150,16 @@ def take_times(model_bytes: bytes, target: TargetProfile) -> Times:
 
 
 def latency(model_bytes: bytes, target: TargetProfile, earlier: Sequence[Times] = ()) -> Latency:
-    """Time of one inference, from `earlier` moments and as many more as make MOMENTS (at least
-    one).
+    """Time of one inference, from `earlier` moments and now, at least MOMENTS of them together.
 
     The figure is the minimum: a busy neighbour and a slow phase of the machine only ever add
     time, and the minimum over bursts at several moments repeats within about 1 % where the
     median moves by 10 %.
     """
-    moments = [*earlier]
-    while len(moments) < MOMENTS or len(moments) == len(earlier):
+    moments = [*earlier, take_times(model_bytes, target)]
+    while len(moments) < MOMENTS:
+        time.sleep(SECONDS_BETWEEN_MOMENTS)
         moments.append(take_times(model_bytes, target))
-        time.sleep(0.05)
     network = np.concatenate([times.network_ms for times in moments])
     reference = np.concatenate([times.reference_ms for times in moments])
     return Latency(
@@ -201,15 +202,15 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _runner(model_bytes: bytes, target: TargetProfile) -> Any:
+def _runner(model_bytes: bytes, target: TargetProfile) -> Callable[[], Any]:
     """A function of no arguments that runs the network once on fixed noise."""
     session = _session(model_bytes, target)
     value = session.get_inputs()[0]
     noise = np.random.default_rng(0).standard_normal(value.shape, np.float32)
-    return lambda: session.run(None, {value.name: noise})
+    return lambda: _run(session, {value.name: noise})
 
 
-def _burst(run: Any, runs: int) -> list[float]:
+def _burst(run: Callable[[], Any], runs: int) -> list[float]:
     """Seconds of each of `runs` runs."""
     clock = time.perf_counter
     seconds = []
@@ -252,35 +253,30 @@ _REFERENCE = (
 
 @cache
 def reference_network() -> bytes:
-    """The yardstick of every latency: a fixed float32 depthwise separable network, 2.6 MMAC."""
+    """The yardstick of every latency: a fixed float32 depthwise separable network, 5 MMAC."""
     random = np.random.default_rng(2020)
     nodes, tensors, last, width = [], [], "input", 1
     for number, (channels, kernel, stride, depthwise) in enumerate(_REFERENCE):
         fan_in = 1 if depthwise else width
         weights = random.standard_normal((channels, fan_in, kernel, kernel), np.float32)
         tensors.append(from_array(weights / np.float32(kernel * fan_in**0.5), f"weights{number}"))
-        sizes = {"strides": [stride] * 2, "pads": [kernel // 2] * 4}
-        sizes["group"] = channels if depthwise else 1
-        nodes += [
-            helper.make_node("Conv", [last, f"weights{number}"], [f"conv{number}"], **sizes),
-            helper.make_node("Relu", [f"conv{number}"], [f"relu{number}"]),
-        ]
+        conv = helper.make_node(
+            "Conv",
+            [last, f"weights{number}"],
+            [f"conv{number}"],
+            strides=[stride] * 2,
+            pads=[kernel // 2] * 4,
+            group=channels if depthwise else 1,
+        )
+        nodes += [conv, helper.make_node("Relu", [f"conv{number}"], [f"relu{number}"])]
         last, width = f"relu{number}", channels
-    nodes += [
-        helper.make_node("GlobalAveragePool", [last], ["pool"]),
-        helper.make_node("Flatten", ["pool"], ["output"]),
-    ]
-    value = helper.make_tensor_value_info
-    shape_in, shape_out = [1, 1, 64, 251], [1, width]
-    graph = helper.make_graph(
-        nodes,
-        "reference",
-        [value("input", TensorProto.FLOAT, shape_in)],
-        [value("output", TensorProto.FLOAT, shape_out)],
-        tensors,
-    )
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["output"]))
+    value, float32 = helper.make_tensor_value_info, TensorProto.FLOAT
+    ends = [value("input", float32, [1, 1, 64, 251])], [value("output", float32, [1, width, 1, 1])]
+    graph = helper.make_graph(nodes, "reference", *ends, tensors)
     opset = helper.make_opsetid("", 17)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def score(
@@ -335,7 +331,8 @@ def score(
 
 def _softmax(logits: Floats) -> Floats:
     powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    shares: Floats = powers / powers.sum(1, keepdims=True)
+    return shares
 
 
 def _mean_by(place: Integers, rows: Floats) -> Floats:
@@ -345,39 +342,52 @@ def _mean_by(place: Integers, rows: Floats) -> Floats:
     return sums / np.bincount(place)[:, None]
 
 
-def _ratio(part: Floats | Integers, whole: Floats | Integers) -> Floats:
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     """NaN where there is nothing."""
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
 def _interval(
-    correct: NDArray[np.bool_], truth: Integers, groups: list[str | None], classes: int
+    correct: NDArray[np.bool_], truth: Integers, groups: Sequence[str | None], classes: int
 ) -> tuple[float, float]:
     """95 % interval of the mean of the per-class accuracies; see `score`."""
-    random = np.random.default_rng(0)
-    named = sorted({group for group in groups if group is not None})
-    if len(named) >= FEWEST_GROUPS and None not in groups:
-        place = np.searchsorted(named, groups)  # type: ignore[arg-type]
-        units = len(named)
-        right, total = np.zeros((2, units, classes))
-        np.add.at(total, (place, truth), 1)
-        np.add.at(right, (place, truth), correct)
-        draws = random.multinomial(units, np.full(units, 1 / units), RESAMPLES)
-        accuracies = np.nanmean(_ratio(draws @ right, draws @ total), 1)
+    names, place = np.unique([str(name) for name in groups], return_inverse=True)
+    if len(names) >= FEWEST_GROUPS and None not in groups:
+        units = len(names)
+        accuracies = _resampled_groups(correct, truth, place, classes)
     else:
         units = len(truth)
-        total = np.bincount(truth, minlength=classes)
-        right = np.bincount(truth, correct, classes)
-        present = total > 0
-        total, share = total[present], right[present] / total[present]
-        # Resampling n recordings, each right or wrong, is a binomial draw.
-        accuracies = (random.binomial(total, share, (RESAMPLES, len(total))) / total).mean(1)
-    low, high = np.percentile(accuracies, [2.5, 97.5])
-    return (float(low), float(high)) if low < high else _wilson(float(low), units)
+        accuracies = _resampled_recordings(correct, truth)
+    low, high = np.percentile(accuracies, [2.5, 97.5]).tolist()
+    return (low, high) if low < high else _wilson(low, units)
+
+
+def _resampled_recordings(correct: NDArray[np.bool_], truth: Integers) -> Floats:
+    """Accuracies [RESAMPLES]; drawing n recordings, each right or wrong, is a binomial draw."""
+    _, class_of, total = np.unique(truth, return_inverse=True, return_counts=True)
+    right = np.bincount(class_of, correct)
+    random = np.random.default_rng(0)
+    draws = random.binomial(total, right / total, (RESAMPLES, len(total)))
+    accuracies: Floats = (draws / total).mean(1)
+    return accuracies
+
+
+def _resampled_groups(
+    correct: NDArray[np.bool_], truth: Integers, place: Integers, classes: int
+) -> Floats:
+    """Accuracies [RESAMPLES], each over as many groups as there are, drawn with replacement."""
+    groups = place.max() + 1
+    right, total = np.zeros((groups, classes)), np.zeros((groups, classes))
+    np.add.at(right, (place, truth), correct)
+    np.add.at(total, (place, truth), 1)
+    random = np.random.default_rng(0)
+    draws = random.multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
+    accuracies: Floats = np.nanmean(_ratio(draws @ right, draws @ total), 1)
+    return accuracies
 
 
 def _wilson(share: float, units: int) -> tuple[float, float]:
-    z = 1.96
-    middle = (share + z * z / (2 * units)) / (1 + z * z / units)
-    reach = z / (1 + z * z / units) * (share * (1 - share) / units + (z / (2 * units)) ** 2) ** 0.5
+    z2 = 1.96**2
+    middle = (share + z2 / (2 * units)) / (1 + z2 / units)
+    reach = (z2 * share * (1 - share) / units + (z2 / (2 * units)) ** 2) ** 0.5 / (1 + z2 / units)
     return max(0.0, middle - reach), min(1.0, middle + reach)

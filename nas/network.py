@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import cast
 
 import onnx
 import torch
@@ -20,7 +19,9 @@ class Network(nn.Sequential):
     """Stages, then the head: [N, C, F, T] -> [N, classes]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, super().forward(x)).flatten(1)
+        for layer in self:
+            x = layer(x)
+        return x.flatten(1)
 
 
 def build(architecture: Architecture, classes: int) -> Network:
@@ -88,7 +89,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
         torch.onnx.export(
             network,
             (torch.zeros(1, *shape),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # a file object is accepted, and documented
             dynamo=False,
             opset_version=OPSET,
             input_names=["input"],

@@ -24,7 +24,7 @@ from nas.network import build, to_onnx
 from nas.quantize import CALIBRATION_CLIPS, quantize
 from nas.record import Budget, Cost, Proxy, Score, SizeKind, TrialResult
 from nas.target import TargetProfile
-from nas.train import predict, seed_everything, train
+from nas.train import predict, prepare, train
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def evaluate_architecture(
 
 def trained(architecture: Architecture, job: Job, training: SplitFeatures, seed: int) -> nn.Module:
     """A new network of this architecture, trained by the job's recipe."""
-    seed_everything(seed)
+    prepare(seed)
     classes = len(job.dataset.classes)
     network = build(architecture, classes)
     labels = torch.from_numpy(training.labels)
@@ -100,7 +100,7 @@ def artifact_of(
     model = to_onnx(network, architecture.front_end.shape)
     rows = np.random.default_rng(seed).permutation(len(training.features))[:CALIBRATION_CLIPS]
     clips = training.features[np.sort(rows)].astype(np.float32)
-    return quantize(model, architecture.quantization, clips).SerializeToString()
+    return bytes(quantize(model, architecture.quantization, clips).SerializeToString())
 
 
 def tensor(split: SplitFeatures) -> torch.Tensor:

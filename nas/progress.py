@@ -39,6 +39,9 @@ def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
+SECONDS_BETWEEN_LINES = 30  # of a log, where nothing can be replaced
+
+
 class Progress:
     """Prints to stderr; `event` stays on the screen, `standing` is replaced by the next one."""
 
@@ -58,7 +61,7 @@ class Progress:
     def standing(self, standing: Standing) -> None:
         if self._live:
             self._live.update(Text(str(standing)))
-        elif time.monotonic() - self._last > 10:
+        elif time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             self.event(str(standing))
 

@@ -123,6 +123,10 @@ class StudyInputs(msgspec.Struct, frozen=True):
     proxy: Proxy
     seed: int
 
+    def seed_of(self, trial: int) -> int:
+        """The seed that the trial's network is trained with, in the search and for export."""
+        return self.seed + trial
+
 
 class StudyRecord(msgspec.Struct, frozen=True):
     """One study as read back: its inputs, every recorded trial, and which choices mattered."""

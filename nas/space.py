@@ -20,7 +20,6 @@ from nas.arch import KINDS, Architecture, FrontEnd, Head, Quantization, Stage
 from nas.errors import UserError
 from nas.shipped import decode, read
 
-
 Choose = Callable[[str, Sequence[Any]], Any]
 
 

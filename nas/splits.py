@@ -12,6 +12,7 @@ from nas.layouts import Clip, Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FOLDS = 5
+_ATTEMPTS = 20
 NAMED_FOLDS = 10  # up to this many groups, each is a fold of its own: leave one speaker out
 
 Units = Mapping[Clip, str]
@@ -107,30 +108,43 @@ def _with_folds(name: str, clips: Sequence[Clip], units: Units) -> list[Clip]:
 
 
 def _stratified(name: str, clips: Sequence[Clip], units: Units, needed: int) -> dict[Clip, int]:
-    """A fold number for each clip: units go, large ones first, where their classes are rarest.
+    """A fold number for each clip, such that each class reaches `needed` different splits.
 
-    Every class reaches the first `needed` folds. Ties are broken by a hash of the unit, so that
-    the result depends on nothing but the recordings.
+    These are the first `needed` - 1 folds and the rest. Nothing but the recordings decides.
     """
     members: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         members[units[clip]].append(clip)
     total = Counter(clip.label for clip in clips)
+    missing: set[str] = set()
+    for attempt in range(_ATTEMPTS):
+        fold = _greedy(members, total, needed, attempt)
+        reached = {(clip.label, min(number, needed - 1)) for clip, number in fold.items()}
+        missing = {label for label in total for n in range(needed) if (label, n) not in reached}
+        if not missing:
+            return fold
+    label = min(missing)
+    count = len({units[clip] for clip in clips if clip.label == label})
+    groups = f" in {count} groups" if count < total[label] else ""
+    raise UserError(
+        f"{name}: class '{label}' has {total[label]} recordings{groups}, too few to be in every "
+        "split; add recordings or give each one a split in a CSV manifest"
+    )
+
+
+def _greedy(
+    members: Mapping[str, list[Clip]], total: Counter[str], needed: int, attempt: int
+) -> dict[Clip, int]:
+    """Units go where their classes are rarest: large ones first, later attempts in any order."""
     folds: list[Counter[str]] = [Counter() for _ in range(FOLDS)]
     fold = {}
-    for unit in sorted(members, key=lambda u: (-len(members[u]), _shuffled(u))):
+    order = sorted(members, key=lambda u: (0 if attempt else -len(members[u]), _hash(u, attempt)))
+    for unit in order:
         share = Counter(clip.label for clip in members[unit])
-        best = min(range(FOLDS), key=lambda n: _crowding(share, folds[n], total, n, needed))
+        costs = [_crowding(share, folds[n], total, n, needed) for n in range(FOLDS)]
+        best = costs.index(min(costs))
         folds[best] += share
         fold.update(dict.fromkeys(members[unit], best))
-    for label in sorted(total):
-        if not all(folds[n][label] for n in range(needed)):
-            count = len({units[clip] for clip in clips if clip.label == label})
-            raise UserError(
-                f"{name}: class '{label}' has {total[label]} recordings in {count} independent "
-                f"groups, too few for {needed} splits; add recordings or give each one a split in "
-                "a CSV manifest"
-            )
     return fold
 
 
@@ -142,8 +156,8 @@ def _crowding(
     return overlap, held_out_first, fold.total()
 
 
-def _shuffled(unit: str) -> bytes:
-    return hashlib.blake2b(unit.encode(), digest_size=8).digest()
+def _hash(unit: str, attempt: int) -> bytes:
+    return hashlib.blake2b(f"{attempt} {unit}".encode(), digest_size=8).digest()
 
 
 def leak_warning(clips: Sequence[Clip], units: Units) -> str:

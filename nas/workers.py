@@ -108,9 +108,6 @@ def _work(pipe: Connection, job: Job, log: Path) -> None:
     with log.open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    import torch
-
-    torch.set_num_threads(1)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             order = msgspec.json.decode(pipe.recv_bytes(), type=Order)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
+from choosing import RandomTrial
 
 from nas.arch import KINDS, FrontEnd, Quantization, Stage, parse
 from nas.errors import UserError
 from nas.published import published
 from nas.shipped import names
 from nas.space import load_space
-from choosing import RandomTrial
 
 GOOD = (
     "logmel_r16000_t1.5_f512_w480_h160_m40_d0_c1/conv_n1_k5x5_s2x1_c16_relu_q0_g0_p0/"

@@ -116,6 +116,15 @@ def test_the_page_opens_without_an_error_or_a_request(visit: Visit) -> None:
     assert "synthetic" in visit.page.inner_text("#notes")
 
 
+def test_no_button_sends_the_data_anywhere(visit: Visit) -> None:
+    titles = visit.page.evaluate(
+        "[...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)"
+    )
+    assert "Pan" in titles
+    moves = {"Zoom", "Pan", "Zoom in", "Zoom out", "Autoscale", "Reset axes"}
+    assert set(titles) <= moves
+
+
 def test_pointing_at_a_network_shows_its_architecture(visit: Visit, record: StudyRecord) -> None:
     row = front_rows(record)[3]
     visit.page.mouse.move(*visit.front_point(3))
@@ -297,5 +306,8 @@ def test_a_live_page_shows_the_new_trials_and_keeps_its_place(
     visit.page.wait_for_function("STUDIES[0].columns.trial.length === 80", timeout=30_000)
     visit.ready()
     assert visit.page.get_by_label("MACs").is_checked()
+    # Nobody had opened a card, so it is the new recommended network's.
+    named = visit.page.inner_text("h1").split(":")[0].removeprefix("Ship trial ")
+    assert visit.card().startswith(f"Trial {named}\n")
     assert {url.split("#")[0] for url in visit.requests} == {visit.address}
     visit.page.context.close()

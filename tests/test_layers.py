@@ -16,7 +16,7 @@ PACKAGE = Path(nas.__file__).parent
 ORDER = """
     errors arch record target shipped settings space published pareto
     cache audio layouts splits scenes dataset features
-    blocks network cost train slim quantize measure
+    blocks network trace ledger cost train slim quantize measure
     pipeline study workers progress engine figure page report classifier card bundle
     api cli __init__ __main__
 """.split()

@@ -246,6 +246,14 @@ def test_the_budget_is_a_line_on_the_axis_that_it_limits() -> None:
     assert lines["macs"] == []
 
 
+def test_a_network_over_any_limit_is_not_shown_as_one_that_fits() -> None:
+    trials = [complete(0, 0.5, 9 * KB, 3.0), complete(1, 0.9, 9 * KB, 5.0)]
+    figure = front_figure([StudyRecord("s", inputs(32, latency_ms=4), trials)])
+    shown = {t["name"]: t["customdata"] for t in figure["data"]}
+    assert shown["over a limit"] == [1]
+    assert shown["other trials"] == shown["front"] == shown["recommended"] == [0]
+
+
 def test_a_published_network_stands_only_where_its_figures_are_known() -> None:
     marks = [Reference("BC-ResNet-1", 0.966, size_kb=36.1, source="Kim et al., 2021")]
     by_size = front_figure([study(30)], marks)["data"][-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from choosing import EveryTrial, RandomTrial
 
 from nas.arch import Architecture, parse
 from nas.cost import estimate
@@ -13,7 +14,6 @@ from nas.network import build
 from nas.published import published
 from nas.shipped import names
 from nas.space import SearchSpace, load_space, space_from_toml
-from choosing import EveryTrial, RandomTrial
 
 TINY = """
 name = "tiny"

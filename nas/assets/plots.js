@@ -16,8 +16,10 @@ function hasWebGL() {
   return Boolean(gl);
 }
 
-const CONFIG = { displaylogo: false, responsive: true, displayModeBar: "hover",
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage"] };
+// Named one by one: Plotly's own set has a button that sends the chart to its cloud.
+const BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"];
+const CONFIG = { displaylogo: false, responsive: true, displayModeBar: "hover", plotlyServerURL: "",
+  modeBarButtons: [BUTTONS] };
 const narrow = () => innerWidth < 600;
 
 function draw(id, figure) {

@@ -100,9 +100,9 @@ const trialButton = (study, index) =>
 function head() {
   document.body.classList.toggle("several", several);
   STUDIES.forEach((study, i) => {
+    const whose = several ? study.name + ": " : "";
     $("answers").append(node("div", { class: "study" }, node("h1", null,
       several ? swatch(i) : null, whose, tidy(study.answer))));
-    const whose = several ? study.name + ": " : "";
     if (study.note) $("notes").append(node("p", { class: "note" }, whose + study.note));
     if (study.caveat && !several) $("notes").append(node("p", { class: "caveat" }, tidy(study.caveat)));
     const fact = (key, ...value) => node("div", null, node("dt", null, key), node("dd", null, value));
@@ -192,8 +192,11 @@ function lossOf(t) {
   return titled("What the number format costs", node("p", null, words));
 }
 
-const weakest = (title, rows) => rows?.length
-  ? titled(title, node("p", null, rows.map(([name, share]) => `${name} ${percent(share)} %`).join(", "))) : null;
+function weakest(title, rows) {
+  if (!rows?.length) return null;
+  const words = rows.map(([name, share]) => `${name} ${percent(share)} %`);
+  return titled(title, node("p", null, words.join(", ")));
+}
 
 function rungs(points) {
   const make = (tag, attributes, text) => {

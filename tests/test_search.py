@@ -1,0 +1,278 @@
+"""The main job through the command line: a search, its front, its files, killing and continuing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tones import SPACE, write_tones
+
+from nas.arch import parse
+from nas.cli import main
+from nas.dataset import load
+from nas.features import compute
+from nas.measure import logits, score
+from nas.study import load_study
+
+CONTRACT = {
+    "trial",
+    "architecture",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "size_kb",
+    "size_kind",
+    "file_bytes",
+    "parameter_bytes",
+    "flash_bytes",
+    "latency_ms",
+    "latency_kind",
+    "macs",
+    "peak_ram_bytes",
+    "quantization",
+    "parameters",
+    "float_accuracy",
+    "artifact",
+    "seconds",
+}
+STUDY = """
+name = "tones"
+data = "tones"
+space = "tiny.toml"
+budget_kb = 12
+trials = 6
+workers = 2
+
+[proxy]
+epochs = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with recordings, a space, a study file and a finished search."""
+    folder = tmp_path_factory.mktemp("workplace")
+    write_tones(folder / "tones")
+    (folder / "tiny.toml").write_text(SPACE)
+    (folder / "tones.toml").write_text(STUDY)
+    done = nas(folder, "search", "tones.toml")
+    assert done.returncode == 0, done.stderr
+    (folder / "search.stdout").write_text(done.stdout)
+    (folder / "search.stderr").write_text(done.stderr)
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "NAS_CACHE": str(folder / "cache")}
+
+
+def nas(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nas", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True
+    )
+
+
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("NAS_CACHE", str(folder / "cache"))
+
+
+def test_the_front_follows_the_contract_and_keeps_to_the_budget(workplace):
+    rows = json.loads(nas(workplace, "front", "tones", "--json").stdout)
+    assert rows
+    for row in rows:
+        assert row.keys() >= CONTRACT
+        assert row["size_kb"] <= 12
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        assert row["latency_kind"] == "measured" and row["latency_ms"] > 0
+    sizes = [row["size_kb"] for row in rows]
+    assert sizes == sorted(sizes)
+    assert [r["accuracy"] for r in rows] == sorted({r["accuracy"] for r in rows})
+
+
+def test_every_figure_is_that_of_the_bytes_on_disk(workplace, monkeypatch):
+    in_folder(workplace, monkeypatch)
+    dataset = load("tones")
+    for result in load_study("tones").trials:
+        if result.state != "complete":
+            continue
+        artifact = Path(result.artifact).read_bytes()
+        architecture = parse(result.architecture)
+        validation = compute(dataset, architecture.front_end).split("validation")
+        found = score(
+            logits(artifact, validation.features),
+            validation.labels,
+            validation.recordings,
+            validation.groups,
+            dataset.classes,
+        )
+        assert len(artifact) == result.file_bytes
+        assert found == result.score
+        assert Path(result.artifact).with_suffix(".safetensors").is_file()
+
+
+def test_what_cannot_fit_is_recorded_and_never_trained(workplace, monkeypatch):
+    in_folder(workplace, monkeypatch)
+    trials = load_study("tones").trials
+    infeasible = [t for t in trials if t.state == "infeasible"]
+    for trial in infeasible:
+        assert trial.seconds == 0 and trial.score is None and trial.artifact is None
+        assert trial.cost.file_bytes > 12 * 1024
+        assert "over" in trial.reason
+    trained = [t for t in trials if t.state == "complete"]
+    assert len(trained) == 6
+    assert all(t.file_bytes <= 12 * 1024 for t in trained)
+
+
+def test_the_estimate_of_the_file_is_within_100_bytes_or_1_percent(workplace, monkeypatch):
+    in_folder(workplace, monkeypatch)
+    for trial in load_study("tones").trials:
+        if trial.state == "complete":
+            allowed = max(100, 0.01 * trial.file_bytes)
+            assert abs(trial.cost.file_bytes - trial.file_bytes) <= allowed
+
+
+def test_a_search_shows_its_progress_and_no_library_speaks(workplace):
+    lines = (workplace / "search.stderr").read_text().splitlines()
+    assert len(lines) >= 6
+    assert all(line.startswith("trial ") or " trials done" in line for line in lines), lines
+    out = (workplace / "search.stdout").read_text()
+    assert "Ship trial" in out or "within" in out
+    assert (workplace / "studies" / "tones" / "report.html").is_file()
+
+
+def test_the_same_command_again_adds_nothing(workplace):
+    before = nas(workplace, "front", "tones", "--all", "--json").stdout
+    again = nas(workplace, "search", "tones.toml")
+    assert again.returncode == 0
+    assert nas(workplace, "front", "tones", "--all", "--json").stdout == before
+
+
+def test_more_trials_continue_the_study(workplace):
+    before = json.loads(nas(workplace, "front", "tones", "--all", "--json").stdout)
+    assert nas(workplace, "search", "tones.toml", "--trials", "7").returncode == 0
+    after = json.loads(nas(workplace, "front", "tones", "--all", "--json").stdout)
+    assert after[: len(before)] == before
+    assert sum(row["state"] == "complete" for row in after) == 7
+    texts = [row["architecture"] for row in after if row["state"] == "complete"]
+    assert len(texts) == len(set(texts))
+
+
+@pytest.mark.parametrize(
+    "flag, value, said",
+    [
+        ("--seed", "5", "seed was 0, now 5"),
+        ("--budget-kb", "13", "budget was"),
+        ("--target", "host-all", "target was host, now host-all"),
+    ],
+)
+def test_a_study_with_other_inputs_is_refused_and_the_difference_named(
+    workplace, monkeypatch, capsys, flag, value, said
+):
+    in_folder(workplace, monkeypatch)
+    assert main(["search", "tones.toml", flag, value]) == 2
+    error = capsys.readouterr().err
+    assert "study 'tones' exists with other inputs" in error and said in error
+    assert error.count("\n") == 1
+
+
+def test_kill_9_in_mid_search_loses_no_finished_trial(workplace, tmp_path):
+    (tmp_path / "tones").symlink_to(workplace / "tones")
+    (tmp_path / "tiny.toml").write_text(SPACE)
+    command = [sys.executable, "-m", "nas", "search", "--data", "tones", "--space", "tiny.toml"]
+    command += ["--name", "killed", "--trials", "8", "--budget-kb", "12", "--workers", "2"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment(workplace), stdout=log, stderr=log
+        )
+        wait_for(lambda: (tmp_path / "log").read_text().count("trial ") >= 2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = finished(tmp_path)
+    assert before
+    wait_for(lambda: not running_workers(process.pid))
+    again = subprocess.run(command, cwd=tmp_path, env=environment(workplace), capture_output=True)
+    assert again.returncode == 0
+    after = finished(tmp_path)
+    assert before.items() <= after.items()
+    rows = json.loads(nas(tmp_path, "front", "killed", "--all", "--json").stdout)
+    ended = [row for row in rows if row["state"] in ("complete", "failed")]
+    assert len(ended) == 8
+    for row in rows:
+        if row["state"] == "failed":
+            assert "ended while this trial ran" in row["reason"]
+        if row["state"] == "complete":
+            assert (tmp_path / row["artifact"]).stat().st_size == row["file_bytes"]
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def finished(folder: Path) -> dict[int, str]:
+    """Result by trial number, straight from the database."""
+    with sqlite3.connect(folder / "studies" / "killed" / "study.db") as database:
+        rows = database.execute(
+            "select number, value_json from trials join trial_user_attributes "
+            "using (trial_id) where key = 'result' and state = 'COMPLETE'"
+        )
+        return dict(rows.fetchall())
+
+
+def running_workers(parent: int) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if fields[1] == str(parent) and fields[0] != "Z":
+            found.append(path.parent.name)
+    return found
+
+
+def test_one_seed_gives_the_same_architectures_and_accuracies_again(workplace, tmp_path):
+    outcomes = []
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "tones").symlink_to(workplace / "tones")
+        (tmp_path / run / "tiny.toml").write_text(SPACE)
+        (tmp_path / run / "tones.toml").write_text(STUDY)
+        arguments = ["search", "tones.toml", "--trials", "3", "--workers", "1"]
+        assert (
+            subprocess.run(
+                [sys.executable, "-m", "nas", *arguments],
+                cwd=tmp_path / run,
+                env=environment(workplace),
+                capture_output=True,
+            ).returncode
+            == 0
+        )
+        rows = json.loads(nas(tmp_path / run, "front", "tones", "--all", "--json").stdout)
+        outcomes.append([(r["architecture"], r["state"], r["accuracy"]) for r in rows])
+    assert outcomes[0] == outcomes[1]
+
+
+def test_from_python_the_same_functions_give_dataclasses(workplace, monkeypatch):
+    import nas as package
+
+    in_folder(workplace, monkeypatch)
+    front = package.front("tones")
+    rows = json.loads(nas(workplace, "front", "tones", "--json").stdout)
+    assert [t.trial for t in front] == [r["trial"] for r in rows]
+    result = package.evaluate(front[0].architecture, data="tones", epochs=2)
+    assert result.file_bytes == pytest.approx(front[0].file_bytes, abs=100)
+    assert 0 <= result.score.accuracy_low <= result.score.accuracy <= 1
+    assert np.isclose(sum(map(sum, result.score.confusion)), len(load("tones").split("validation")))
