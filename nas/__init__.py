@@ -9,7 +9,11 @@
 The functions are those that the command line calls; they are imported when first used.
 """
 
+import os
 from typing import Any
+
+# ONNX Runtime reports to its makers unless told otherwise before it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "export", "front", "search"]

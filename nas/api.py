@@ -21,6 +21,7 @@ from nas.published import architecture_named
 from nas.record import KB, Proxy, StudyInputs, StudyRecord, TrialResult
 from nas.settings import DEFAULT_TRIALS, Settings, budget_of, load_settings
 from nas.shipped import load_target, read
+from nas.space import load_space
 from nas.study import load_study
 
 
@@ -33,6 +34,7 @@ def search(study: str | None = None, *, silent: bool = True, **settings: Any) ->
     asked = load_settings(study, settings)
     target = load_target(asked.target)
     dataset = load(asked.data, tolerate_bad_files=asked.tolerate_bad_files)
+    load_space(asked.space)  # a mistake in it is told with the file's name
     space_name, space = read("spaces", asked.space)
     inputs = StudyInputs(
         data=_where(asked.data),

@@ -13,23 +13,33 @@ from pathlib import Path
 
 from nas.errors import UserError
 
-KINDS = ("datasets", "checks", "features")
-
 
 def cache_folder(kind: str) -> Path:
     """The folder of one kind of cached things, made if need be.
 
     $NAS_CACHE, else $XDG_CACHE_HOME/nas, else ~/.cache/nas. Raises UserError if it cannot be made.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas"
-    folder = Path(os.environ.get("NAS_CACHE") or default) / kind
-    try:
+    folder = cache_root() / kind
+    with explained():
         folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def cache_root() -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas"
+    return Path(os.environ.get("NAS_CACHE") or default)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turns a full disk or a missing permission into a UserError that says what to do."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"cache folder {folder}: {error.strerror}; set NAS_CACHE to a folder you can write to"
+            f"cache folder {cache_root()}: {error.strerror}; make room there or set NAS_CACHE to a "
+            "folder you can write to"
         ) from None
-    return folder
 
 
 @contextlib.contextmanager
@@ -58,10 +68,17 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace the file in one step: a reader sees the old bytes or the new ones."""
+    """Replace the file in one step: a reader, and a power cut, find the old bytes or the new."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
 
 
 def size_bytes(folder: Path) -> int:
@@ -74,8 +91,8 @@ def size_bytes(folder: Path) -> int:
     return total
 
 
-def evict(folder: Path, keep: Path, limit_bytes: int) -> None:
-    """Remove the least recently used entries of `folder`, never `keep`, until the limit holds.
+def evict(folder: Path, keep: Path | None, limit_bytes: int) -> None:
+    """Remove the least recently used entries of `folder`, not `keep`, until the limit holds.
 
     An entry's modification time is when it was last used. Arrays that another process has mapped
     stay readable to it, as the kernel keeps their content until they are closed.
@@ -99,10 +116,13 @@ def _used_at(path: Path) -> float:
 
 
 def clear_cache() -> int:
-    """Remove everything the product has cached and say how many bytes that was."""
-    freed = 0
-    for kind in KINDS:
-        folder = cache_folder(kind)
-        freed += size_bytes(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    return freed
+    """Remove cached features and file checks and say how many bytes that freed.
+
+    Features that another process is computing at this moment stay, and so do built-in data sets.
+    """
+    folders = [cache_folder(kind) for kind in ("features", "checks")]
+    before = sum(map(size_bytes, folders))
+    evict(folders[0], None, 0)
+    for path in folders[1].iterdir():
+        path.unlink(missing_ok=True)
+    return before - sum(map(size_bytes, folders))

@@ -23,9 +23,10 @@ import msgspec
 
 from nas import scenes
 from nas.audio import AudioFile, examine
-from nas.cache import cache_folder, locked, whole_folder, write_whole
+from nas.cache import cache_folder, explained, locked, whole_folder, write_whole
+from nas.clips import Clip, Split, refuse_outside
 from nas.errors import UserError, nearest
-from nas.layouts import Clip, Split, read_tree, refuse_outside
+from nas.layouts import read_tree
 from nas.splits import SPLITS, leak_warning, with_splits
 
 BUILT_IN = ("synthetic-scenes",)
@@ -120,7 +121,7 @@ def _locate(path_or_name: str) -> Path:
 
 def _built_in(name: str) -> Path:
     folder = cache_folder("datasets") / f"{name}-{scenes.VERSION}"
-    with locked(folder):
+    with explained(), locked(folder):
         if not folder.is_dir():
             with whole_folder(folder) as temporary:
                 scenes.synthesise(temporary)
@@ -147,7 +148,8 @@ def check_files(root: Path, paths: Iterable[str], workers: int) -> dict[str, Aud
         ):
             known.update(zip(batch, verdicts, strict=True))
     if any(status[path] for path in changed):
-        write_whole(cache, msgspec.msgpack.encode(known))
+        with explained():
+            write_whole(cache, msgspec.msgpack.encode(known))
     return {path: known[path] for path in status}
 
 

@@ -7,13 +7,12 @@ front end's are cut into windows, shorter ones are repeated until they fill it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,10 +28,10 @@ from torch import Tensor
 
 from nas.arch import FrontEnd
 from nas.audio import Waveform, read
-from nas.cache import cache_folder, evict, locked
+from nas.cache import cache_folder, evict, explained, locked
+from nas.clips import Clip, Split
 from nas.dataset import Dataset
 from nas.errors import UserError
-from nas.layouts import Clip, Split
 
 FLOOR = 1e-6
 _VERSION = 1
@@ -168,7 +167,7 @@ def compute(
     """
     key = f"{_VERSION} {dataset.fingerprint} {settings}"
     entry = cache_folder("features") / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    with locked(entry), _explained(entry):
+    with explained(), locked(entry):
         entry.mkdir(exist_ok=True)
         for name in dict.fromkeys(("train", *splits)):
             if not (entry / f"{name}.npy").exists():
@@ -178,17 +177,6 @@ def compute(
         found = {name: _open_split(entry, dataset, settings, name) for name in splits}
     evict(entry.parent, entry, _limit_bytes())
     return Features(mean, std, found)
-
-
-@contextlib.contextmanager
-def _explained(entry: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cache folder {entry.parent}: {error.strerror}; make room (`nas data --clear-cache`) "
-            "or set NAS_CACHE to another folder"
-        ) from None
 
 
 def _limit_bytes() -> int:
@@ -269,7 +257,11 @@ def _fill(
 ) -> Tensor:
     """Decode, transform and write all windows; [2, C, M] sums of the features and their squares."""
 
-    def fill(part: range) -> Tensor:
+    # one array: small results kept among large buffers would fragment the heap, by gigabytes
+    sums = torch.zeros(len(parts), 2, *settings.shape[:2], dtype=torch.float64)
+
+    def fill(number: int) -> None:
+        part = parts[number]
         mine = cut[part.start : part.stop]
         audio = _audio(dataset, mine, settings.sample_rate_hz, settings.clip_s)
         with torch.inference_mode():
@@ -277,11 +269,14 @@ def _fill(
             rows.write(
                 part.start, _normalised(mel, scale) if scale is not None else mel.half().numpy()
             )
-            return torch.stack([x.sum((0, 3), dtype=torch.float64) for x in (mel, mel.square())])
+            sums[number, 0] = mel.sum((0, 3), dtype=torch.float64)
+            sums[number, 1] = mel.square().sum((0, 3), dtype=torch.float64)
 
     _mel_spectrogram(settings)  # built before the threads start, as it silences a warning
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return torch.stack(list(pool.map(fill, parts))).sum(0)
+        for _ in pool.map(fill, range(len(parts))):
+            pass
+    return sums.sum(0)
 
 
 def _scale(means: Tensor) -> Tensor:

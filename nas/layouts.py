@@ -7,52 +7,21 @@ or fold of each clip where the data set has one; dataset.py makes the rest.
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import os
 import posixpath
 import random
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import soundfile
 
+from nas.clips import AUDIO, SPLIT_NAMES, Clip, Row, Split, audio_files, rows
 from nas.errors import UserError
 
-Split = Literal["train", "validation", "test"]
-
-AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus", ".wave")
-SPLIT_NAMES: dict[str, Split] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One labelled recording, or the part from `start_s` to `end_s` (None: the end) of one.
-
-    `path` is relative to the data set's root, with forward slashes. Clips of one `group` (speaker,
-    location, source recording) must stay on one side of a split. `gain` scales the waveform.
-    `duration_s` is known once dataset.py has opened the file.
-    """
-
-    path: str
-    label: str
-    split: Split | None = None
-    group: str | None = None
-    start_s: float = 0.0
-    end_s: float | None = None
-    fold: str | None = None
-    device: str | None = None
-    city: str | None = None
-    gain: float = 1.0
-    duration_s: float = 0.0
 
 
 class Layout(NamedTuple):
@@ -88,7 +57,7 @@ def _read(path: Path) -> Found:
         return Found(path.parent, "csv manifest", _read_manifest(path))
     if not path.is_dir():
         raise UserError(
-            f"{path}: no such folder or CSV manifest; give the path of a folder of recordings"
+            f"{path}: is neither a folder nor a CSV manifest; give a folder of recordings"
         )
     for layout in LAYOUTS:
         if layout.matches(path):
@@ -97,70 +66,6 @@ def _read(path: Path) -> Found:
         f"{path}: no recordings in a known layout; put the audio files of each class into a "
         "folder of its own, or add a CSV manifest with the columns filename,label"
     )
-
-
-def audio_files(folder: Path) -> list[str]:
-    """Audio files below `folder` as sorted relative paths; hidden files and folders are ignored.
-
-    Raises UserError for a linked folder that lies elsewhere.
-    """
-    found = []
-    for base, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-        for name in folders:
-            if os.path.islink(os.path.join(base, name)):
-                refuse_outside(os.path.realpath(folder), os.path.join(base, name))
-        inside = Path(base).relative_to(folder).as_posix()
-        prefix = "" if inside == "." else inside + "/"
-        found += [prefix + n for n in names if n.lower().endswith(AUDIO) and not n.startswith(".")]
-    return sorted(found)
-
-
-def refuse_outside(root: str, path: str, real: str | None = None) -> None:
-    """Raise UserError unless `path`, really `real`, lies below `root`."""
-    real = real or os.path.realpath(path)
-    if real != root and not real.startswith(root + os.sep):
-        raise UserError(f"{path}: leads out of the data folder to {real}; copy it into the folder")
-
-
-def _rows(path: Path, needed: tuple[str, ...], delimiter: str = ",") -> Iterator[_Row]:
-    """Rows of a CSV file with its line numbers; every row must fill the `needed` columns."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            missing = [name for name in needed if name not in header]
-            if missing:
-                raise UserError(
-                    f"{path}: column '{missing[0]}' is missing, the header is "
-                    f"'{delimiter.join(header)}'"
-                )
-            for cells in reader:
-                if cells:
-                    yield _row(f"{path}, line {reader.line_num}", header, cells, needed)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable CSV file in UTF-8 ({error})") from None
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One line of a CSV file; `where` names it in messages, a missing column reads as empty."""
-
-    where: str
-    cells: dict[str, str]
-
-    def __getitem__(self, column: str) -> str:
-        return self.cells.get(column, "")
-
-
-def _row(where: str, header: list[str], cells: list[str], needed: tuple[str, ...]) -> _Row:
-    if len(cells) != len(header):
-        raise UserError(f"{where}: {len(cells)} values, but the header has {len(header)} columns")
-    row = _Row(where, {k: v.strip() for k, v in zip(header, cells, strict=True)})
-    for name in needed:
-        if not row[name]:
-            raise UserError(f"{where}: column '{name}' is empty")
-    return row
 
 
 # CSV manifest
@@ -188,7 +93,7 @@ def _read_manifest_folder(root: Path) -> list[Clip]:
 def _read_manifest(path: Path) -> list[Clip]:
     seen: dict[tuple[str, float], str] = {}
     clips = []
-    for row in _rows(path, ("filename", "label")):
+    for row in rows(path, ("filename", "label")):
         clips.append(_manifest_clip(row))
         part = clips[-1].path, clips[-1].start_s
         if part in seen:
@@ -197,7 +102,7 @@ def _read_manifest(path: Path) -> list[Clip]:
     return clips
 
 
-def _manifest_clip(row: _Row) -> Clip:
+def _manifest_clip(row: Row) -> Clip:
     return Clip(
         posixpath.normpath(row["filename"].replace("\\", "/")),
         row["label"],
@@ -210,7 +115,7 @@ def _manifest_clip(row: _Row) -> Clip:
     )
 
 
-def _split(row: _Row) -> Split:
+def _split(row: Row) -> Split:
     if row["split"].lower() not in SPLIT_NAMES:
         raise UserError(
             f"{row.where}: split is '{row['split']}', allowed are train, validation and test"
@@ -218,7 +123,7 @@ def _split(row: _Row) -> Split:
     return SPLIT_NAMES[row["split"].lower()]
 
 
-def _seconds(row: _Row, column: str) -> float | None:
+def _seconds(row: Row, column: str) -> float | None:
     if not row[column]:
         return None
     try:
@@ -242,10 +147,10 @@ def _is_esc50(root: Path) -> bool:
 
 
 def _read_esc50(root: Path) -> list[Clip]:
-    rows = _rows(root / "meta" / "esc50.csv", ("filename", "fold", "category", "src_file"))
+    table = rows(root / "meta" / "esc50.csv", ("filename", "fold", "category", "src_file"))
     return [
         Clip(f"audio/{r['filename']}", r["category"], group=r["src_file"], fold=r["fold"])
-        for r in rows
+        for r in table
     ]
 
 
@@ -254,7 +159,7 @@ _ESC10_FILE = re.compile(r"(\d+)-(\d+)-[A-Z]\.\w+")
 
 
 def _is_esc10(root: Path) -> bool:
-    folders = [entry for entry in os.scandir(root) if _ESC10_FOLDER.fullmatch(entry.name)]
+    folders = [e for e in os.scandir(root) if e.is_dir() and _ESC10_FOLDER.fullmatch(e.name)]
     return bool(folders) and any(_ESC10_FILE.fullmatch(name) for name in os.listdir(folders[0]))
 
 
@@ -285,7 +190,7 @@ def _read_urbansound(root: Path) -> list[Clip]:
             group=r["fsID"],
             fold=r["fold"],
         )
-        for r in _rows(root / "metadata" / "UrbanSound8K.csv", needed)
+        for r in rows(root / "metadata" / "UrbanSound8K.csv", needed)
     ]
 
 
@@ -303,7 +208,7 @@ def _read_tau(root: Path) -> list[Clip]:
     evaluate = setup / "fold1_evaluate.csv"
     split |= _tau_files(evaluate if evaluate.is_file() else setup / "fold1_test.csv", "test")
     clips = []
-    for row in _rows(root / "meta.csv", ("filename", "scene_label", "identifier"), "\t"):
+    for row in rows(root / "meta.csv", ("filename", "scene_label", "identifier"), "\t"):
         if row["filename"] in split:
             city, location = (row["identifier"].split("-") + ["0"])[:2]
             clips.append(
@@ -322,7 +227,7 @@ def _read_tau(root: Path) -> list[Clip]:
 def _tau_files(path: Path, split: Split) -> dict[str, Split]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; the official split of the data set is needed")
-    return {row["filename"]: split for row in _rows(path, ("filename",), "\t")}
+    return {row["filename"]: split for row in rows(path, ("filename",), "\t")}
 
 
 # Google Speech Commands v0.02

@@ -22,28 +22,27 @@ from nas.trace import Operation, Shape, both
 
 WIDTH = {"float32": 4, "float16": 2, "int8": 1}
 _ONE_LETTER_NAMES = 53
-# Operations whose inputs NNCF quantises; an operation with a constant asks for nothing.
+# quantize.py leaves these in float inside an int8 file.
+_FLOAT_NORMS = ("subspectralnorm", "globalresponsenorm")
+# Operations whose inputs NNCF quantises.
 _ASKING = (
     "conv",
     "depthwise",
-    "subspectralnorm",
     "adaptiveavgpool2d",
     "avgpool2d",
     "hardswish",
     "silu",
-    "mean",
-    "sqrt",
-    "truediv",
+    "add",
+    "mul",
 )
 # A quantised value stays quantised behind these.
 _PASSING = ("maxpool2d", "flatten")
 _NOTHING = ("batchnorm2d", "dropout", "dropout2d", "identity", "zeropad2d")
 # Their outputs cannot be negative, so that their zero point of 0 takes no bytes.
-_UNSIGNED = ("relu", "relu6", "hardsigmoid", "sigmoid", "sqrt")
+_UNSIGNED = ("relu", "relu6", "hardsigmoid")
 _PLAIN = {
     "adaptiveavgpool2d": "GlobalAveragePool",
     "hardswish": "HardSwish",
-    "sqrt": "Sqrt",
     "relu": "Relu",
     "flatten": "Flatten",
 }
@@ -53,6 +52,9 @@ def weight_widths(found: list[Operation], quantization: Quantization) -> list[in
     """Bytes per parameter of every operation; stem and head may be kept in float by int8."""
     widths = [WIDTH[quantization.scheme]] * len(found)
     convs = [i for i, operation in enumerate(found) if operation.macs]
+    for i, operation in enumerate(found):
+        if operation.kind in _FLOAT_NORMS:
+            widths[i] = max(2, widths[i]) if quantization.scheme == "float16" else 4
     if quantization.keep_float in ("stem", "both"):
         widths[convs[0]] = 4
     if quantization.keep_float in ("head", "both"):
@@ -75,6 +77,7 @@ class _Sketch:
     tensors: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     value: dict[int, str] = field(default_factory=lambda: {-1: "input"})
     signed: dict[int, bool] = field(default_factory=lambda: {-1: True})
+    quantised: set[str] = field(default_factory=set)
 
     def draw(self) -> _Sketch:
         self.int8 = self.quantization.scheme == "int8"
@@ -96,9 +99,8 @@ class _Sketch:
         operation = self.found[i]
         inputs = [self.value[source] for source in operation.inputs]
         kind, layer = operation.kind, operation.module
-        square = operation.operands > len(operation.inputs)
         signed = any(self.signed[source] for source in operation.inputs)
-        self.signed[i] = signed and kind not in _UNSIGNED and not square
+        self.signed[i] = signed and kind not in _UNSIGNED
         self.value[i] = inputs[0]
         if kind in _NOTHING or (kind in ("relu", "relu6") and self._wanted(i)):
             pass  # what the quantiser saturates anyway is dropped
@@ -108,6 +110,9 @@ class _Sketch:
         elif kind == "subspectralnorm":
             self._sub_spectral_norm(i, inputs[0])
             return
+        elif kind == "globalresponsenorm":
+            self.signed[i] = True
+            self.value[i] = self._global_response_norm(operation, inputs[0])
         elif kind == "silu":
             self._silu(i, inputs[0])
         else:
@@ -136,12 +141,10 @@ class _Sketch:
 
     def _asks(self, i: int) -> bool:
         operation = self.found[i]
-        if operation.kind in ("add", "mul"):
-            return operation.operands == 2
         return operation.kind in _ASKING and (not operation.macs or self.widths[i] == 1)
 
     def _quantise(self, i: int) -> None:
-        if self._wanted(i):
+        if self._wanted(i) and self.value[i] not in self.quantised:
             self.value[i] = self._quantised(self.value[i], self.signed[i])
 
     def _quantised(self, value: str, signed: bool) -> str:
@@ -149,7 +152,9 @@ class _Sketch:
         zero = [self._tensor(f"zero{number}", (), TensorProto.UINT8)] if signed else []
         scale = self._tensor(f"scale{number}", (), TensorProto.FLOAT)
         stored = self._node("QuantizeLinear", [value, scale, *zero])
-        return self._node("DequantizeLinear", [stored, scale, *zero])
+        value = self._node("DequantizeLinear", [stored, scale, *zero])
+        self.quantised.add(value)
+        return value
 
     def _conv(self, i: int, value: str, layer: nn.Conv2d) -> str:
         bias = layer.bias is not None or any(
@@ -199,7 +204,7 @@ class _Sketch:
         assert isinstance(norm, SubSpectralNorm)
         frames = self.found[i].output[2]
         grouped = self._shape((-1, *norm.grouped, frames))
-        value = self._node("Reshape", [value, grouped], allowzero=0)
+        value = self._node("Reshape", [value, grouped])
         channels = norm.grouped[0]
         attributes = {"group": channels}
         self.value[i] = self._weighted(
@@ -208,7 +213,20 @@ class _Sketch:
         self.signed[i] = True
         self._quantise(i)
         plain = self._shape((-1, *norm.plain, frames))
-        self.value[i] = self._node("Reshape", [self.value[i], plain], allowzero=0)
+        self.value[i] = self._node("Reshape", [self.value[i], plain])
+
+    def _global_response_norm(self, operation: Operation, value: str) -> str:
+        kind = self._float_kind()
+        dims = (1, operation.output[0], 1, 1)
+        number = len(self.nodes)
+        gamma, beta = (self._tensor(f"{part}{number}", dims, kind) for part in ("gamma", "beta"))
+        energy = self._node("ReduceMean", [self._node("Mul", [value, value])], axes=[2, 3])
+        energy = self._node("Sqrt", [energy])
+        mean = self._node("ReduceMean", [energy], axes=[1])
+        mean = self._node("Add", [mean, self._tensor("least energy", (), kind)])
+        share = self._node("Mul", [value, self._node("Div", [energy, mean])])
+        scaled = self._node("Add", [self._node("Mul", [gamma, share]), beta])
+        return self._node("Add", [scaled, value])
 
     def _silu(self, i: int, value: str) -> None:
         gate = self._node("Sigmoid", [value])
@@ -228,10 +246,7 @@ class _Sketch:
             return self._node("HardSigmoid", inputs, alpha=1 / 6)
         if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
             return self._pool(layer, inputs)
-        if kind == "mean":
-            axes = [1] if operation.output[0] == 1 else [2, 3]
-            return self._node("ReduceMean", inputs, axes=axes)
-        return self._arithmetic(operation, inputs)
+        return self._node({"add": "Add", "mul": "Mul"}[kind], inputs)
 
     def _pool(self, layer: Any, inputs: list[str]) -> str:
         kernel, stride, padding = both(layer.kernel_size), both(layer.stride), both(layer.padding)
@@ -241,16 +256,6 @@ class _Sketch:
         if isinstance(layer, nn.MaxPool2d):
             return self._node("MaxPool", inputs, **attributes)
         return self._node("AveragePool", inputs, count_include_pad=1, **attributes)
-
-    def _arithmetic(self, operation: Operation, inputs: list[str]) -> str:
-        op = {"add": "Add", "mul": "Mul", "truediv": "Div"}[operation.kind]
-        if operation.operands == 1:
-            channels = operation.parameters
-            dims = (1, channels, 1, 1) if channels else ()
-            inputs = [*inputs, self._tensor(f"constant{len(self.nodes)}", dims, self._float_kind())]
-        elif len(inputs) == 1:
-            inputs = inputs * 2
-        return self._node(op, inputs)
 
     def _float_kind(self) -> int:
         return TensorProto.FLOAT16 if self.quantization.scheme == "float16" else TensorProto.FLOAT

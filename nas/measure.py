@@ -1,4 +1,4 @@
-"""What an artefact does when it runs: its logits, its time on a target, its score.
+"""What an artefact does when it runs: its logits, and its time on a target.
 
 Everything is measured on the shipped bytes in ONNX Runtime; nothing here estimates.
 """
@@ -26,18 +26,15 @@ from onnx import ModelProto, TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from nas.errors import UserError, nearest
-from nas.record import Latency, Score
+from nas.record import Latency
 from nas.target import TargetProfile
 
 Floats = NDArray[np.floating[Any]]
-Integers = NDArray[np.integer[Any]]
 
 ONE_THREAD = TargetProfile("host", "this machine, one thread", "", "onnxruntime")
 MOMENTS = 3
 SECONDS_PER_MOMENT, SECONDS_BETWEEN_MOMENTS = 0.2, 0.08
 RUNS_PER_BURST = 4
-RESAMPLES = 1000
-FEWEST_GROUPS = 10
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 _LEVELS = {"all": "ALL", "extended": "EXTENDED", "basic": "BASIC", "disabled": "DISABLE_ALL"}
 
@@ -277,117 +274,3 @@ def reference_network() -> bytes:
     opset = helper.make_opsetid("", 17)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
     return bytes(model.SerializeToString())
-
-
-def score(
-    window_logits: Floats,
-    labels: Integers,
-    recordings: Integers,
-    groups: Sequence[str | None],
-    classes: Sequence[str],
-) -> Score:
-    """Accuracy on recordings, each judged by the mean of its windows' class probabilities.
-
-    `window_logits` [W, classes]; `labels` and `recordings` [W] are each window's class index and
-    recording; `groups[recording]` is that recording's group (speaker, city, ...) or None.
-    `accuracy` is the mean of the per-class accuracies over the classes that occur;
-    `group_accuracy` is the plain share correct in each group. The interval is a 95 % percentile
-    bootstrap (1,000 resamples, fixed seed): whole groups are resampled where there are at least
-    FEWEST_GROUPS of them, as recordings of one speaker or place stand or fall together; with
-    fewer, resampling groups says next to nothing (Cameron, Gelbach and Miller 2008), so
-    recordings are resampled within each class, and the interval does not cover new groups. Where
-    all resamples agree (nothing or everything correct) it is Wilson's (1927). Raises UserError
-    if a logit is NaN or infinite.
-    """
-    if not np.isfinite(window_logits).all():
-        raise UserError("the network's output holds NaN or infinite values")
-    ids, first, window_of = np.unique(recordings, return_index=True, return_inverse=True)
-    probabilities = _mean_by(window_of, _softmax(window_logits))
-    truth = np.asarray(labels)[first]
-    correct = probabilities.argmax(1) == truth
-    count = len(classes)
-    confusion = np.zeros((count, count), np.int64)
-    np.add.at(confusion, (truth, probabilities.argmax(1)), 1)
-    per_class = _ratio(np.diag(confusion), confusion.sum(1))
-    names = [groups[i] for i in ids.tolist()]
-    low, high = _interval(correct, truth, names, count)
-    likelihood = probabilities[np.arange(len(ids)), truth]
-    return Score(
-        accuracy=float(np.nanmean(per_class)),
-        accuracy_low=low,
-        accuracy_high=high,
-        plain_accuracy=float(correct.mean()),
-        log_loss=float(-np.log(likelihood.clip(1e-12)).mean()),
-        class_accuracy={
-            name: float(value) for name, value in zip(classes, per_class, strict=True) if value >= 0
-        },
-        group_accuracy={
-            name: float(correct[[n == name for n in names]].mean())
-            for name in sorted({n for n in names if n is not None})
-        },
-        confusion=confusion.tolist(),
-    )
-
-
-def _softmax(logits: Floats) -> Floats:
-    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    shares: Floats = powers / powers.sum(1, keepdims=True)
-    return shares
-
-
-def _mean_by(place: Integers, rows: Floats) -> Floats:
-    """Mean of the `rows` that share a place, for places 0, 1, ..."""
-    sums = np.zeros((place.max() + 1, rows.shape[1]))
-    np.add.at(sums, place, rows)
-    return sums / np.bincount(place)[:, None]
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """NaN where there is nothing."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
-
-
-def _interval(
-    correct: NDArray[np.bool_], truth: Integers, groups: Sequence[str | None], classes: int
-) -> tuple[float, float]:
-    """95 % interval of the mean of the per-class accuracies; see `score`."""
-    names, place = np.unique([str(name) for name in groups], return_inverse=True)
-    if len(names) >= FEWEST_GROUPS and None not in groups:
-        units = len(names)
-        accuracies = _resampled_groups(correct, truth, place, classes)
-    else:
-        units = len(truth)
-        accuracies = _resampled_recordings(correct, truth)
-    low, high = np.percentile(accuracies, [2.5, 97.5]).tolist()
-    return (low, high) if low < high else _wilson(low, units)
-
-
-def _resampled_recordings(correct: NDArray[np.bool_], truth: Integers) -> Floats:
-    """Accuracies [RESAMPLES]; drawing n recordings, each right or wrong, is a binomial draw."""
-    _, class_of, total = np.unique(truth, return_inverse=True, return_counts=True)
-    right = np.bincount(class_of, correct)
-    random = np.random.default_rng(0)
-    draws = random.binomial(total, right / total, (RESAMPLES, len(total)))
-    accuracies: Floats = (draws / total).mean(1)
-    return accuracies
-
-
-def _resampled_groups(
-    correct: NDArray[np.bool_], truth: Integers, place: Integers, classes: int
-) -> Floats:
-    """Accuracies [RESAMPLES], each over as many groups as there are, drawn with replacement."""
-    groups = place.max() + 1
-    right, total = np.zeros((groups, classes)), np.zeros((groups, classes))
-    np.add.at(right, (place, truth), correct)
-    np.add.at(total, (place, truth), 1)
-    random = np.random.default_rng(0)
-    draws = random.multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
-    accuracies: Floats = np.nanmean(_ratio(draws @ right, draws @ total), 1)
-    return accuracies
-
-
-def _wilson(share: float, units: int) -> tuple[float, float]:
-    z2 = 1.96**2
-    middle = (share + z2 / (2 * units)) / (1 + z2 / units)
-    reach = (z2 * share * (1 - share) / units + (z2 / (2 * units)) ** 2) ** 0.5 / (1 + z2 / units)
-    return max(0.0, middle - reach), min(1.0, middle + reach)

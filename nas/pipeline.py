@@ -19,10 +19,11 @@ from nas.cache import write_whole
 from nas.cost import estimate
 from nas.dataset import Dataset
 from nas.features import SplitFeatures, compute
-from nas.measure import latency, logits, score, take_times
+from nas.measure import latency, logits, take_times
 from nas.network import build, to_onnx
 from nas.quantize import CALIBRATION_CLIPS, quantize
 from nas.record import Budget, Cost, Proxy, Score, SizeKind, TrialResult
+from nas.score import score
 from nas.target import TargetProfile
 from nas.train import predict, prepare, train
 

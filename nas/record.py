@@ -96,14 +96,19 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The short training of a trial; also the recipe of the full one, with more epochs."""
+    """The short training of a trial; also the recipe of the full one, with more epochs.
+
+    `mixup` is the Beta distribution's parameter (0: none); `gain` the largest change of level, in
+    standard deviations of the log-mel features; `frequency_mask` in bands.
+    """
 
     epochs: int = 20
-    batch: int = 32
-    learning_rate: float = 0.004
+    batch: int = 16
+    learning_rate: float = 0.008
     weight_decay: float = 0.01
     label_smoothing: float = 0.1
-    mixup: float = 0.3
+    mixup: float = 0.0
+    gain: float = 1.5
     frequency_mask: int = 8
     time_mask_share: float = 0.1
 

@@ -43,8 +43,7 @@ def load_settings(study: str | None, overrides: dict[str, Any]) -> Settings:
     """
     settings = Settings()
     if study:
-        origin, text = read("studies", study)
-        settings = decode(text, Settings, origin)
+        settings = decode(read("studies", study)[1], Settings, study)
     given = {key: value for key, value in overrides.items() if value is not None}
     unknown = set(given) - set(Settings.__struct_fields__)
     if unknown:

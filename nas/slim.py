@@ -5,14 +5,23 @@ from __future__ import annotations
 import itertools
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    OperatorSetIdProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+)
 from onnx.numpy_helper import from_array, to_array
 from onnx.reference import ReferenceEvaluator
+from onnx.shape_inference import infer_shapes
 
 Array = NDArray[Any]
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -42,9 +51,10 @@ def plain(model: ModelProto) -> ModelProto:
     """A copy without constant subgraphs, Identity and Pad before Conv: what quantisers expect."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    _fold_constants(copy.graph)
+    _fold_constants(copy)
     _drop_identities(copy.graph)
     _fold_pads(copy.graph)
+    _fold_shapes(copy)
     _drop_dead(copy.graph)
     return copy
 
@@ -85,27 +95,32 @@ def _redirect(graph: GraphProto, names: dict[str, str]) -> None:
             node.input[place] = name
 
 
-def _fold_constants(graph: GraphProto) -> None:
+def _fold_constants(model: ModelProto) -> None:
     """Constant nodes, and what is computed from initialisers alone, become initialisers."""
+    graph = model.graph
     known, kept = arrays(graph), []
     for node in graph.node:
         if node.op_type == DEQUANTIZE or not all(name in known for name in node.input):
             kept.append(node)
             continue
         inputs = {name: known[name] for name in node.input}
-        for name, value in zip(node.output, _compute(node, inputs), strict=True):
+        for name, value in zip(
+            node.output, _compute(node, inputs, model.opset_import), strict=True
+        ):
             known[name] = value
             graph.initializer.append(from_array(value, name))
     set_nodes(graph, kept)
 
 
-def _compute(node: NodeProto, inputs: dict[str, Array]) -> list[Array]:
+def _compute(
+    node: NodeProto, inputs: dict[str, Array], opsets: Sequence[OperatorSetIdProto]
+) -> list[Array]:
     unknown = helper.make_tensor_type_proto(TensorProto.UNDEFINED, None)
     graph = GraphProto(name="constant", node=[node])
     graph.input.extend(helper.make_value_info(name, unknown) for name in inputs)
     graph.output.extend(helper.make_value_info(name, unknown) for name in node.output)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, inputs)]
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets))
+    return [np.asarray(value) for value in evaluator.run(None, inputs)]
 
 
 def _drop_identities(graph: GraphProto) -> None:
@@ -145,14 +160,29 @@ def _fold_pads(graph: GraphProto) -> None:
             node.attribute.extend([*others, total])
 
 
+def _fold_shapes(model: ModelProto) -> None:
+    """Shapes that are computed although they are fixed, as exporters do behind a Pad."""
+    if not any(node.op_type == "Shape" for node in model.graph.node):
+        return
+    inferred = infer_shapes(model, data_prop=True).graph.value_info
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred}
+    for node in model.graph.node:
+        sizes = [dim.dim_value for dim in shapes.get(node.input[0], [])] if node.input else []
+        if node.op_type == "Shape" and sizes and all(sizes) and not node.attribute:
+            value = from_array(np.array(sizes, np.int64))
+            node.CopyFrom(helper.make_node("Constant", [], node.output, value=value))
+    _fold_constants(model)
+
+
 def _zero_padding(pad: NodeProto, known: dict[str, Array]) -> list[int]:
     """[top, left, bottom, right] if `pad` adds known numbers of zeros to those sides, else []."""
-    value = known[pad.input[2]].item() if len(pad.input) > 2 and pad.input[2] else 0
     amounts = known.get(pad.input[1], np.zeros(0)).tolist()
-    zeros = attribute(pad, "mode", b"constant") == b"constant" and value == 0
-    if not zeros or len(amounts) != 8 or min(amounts) < 0 or any(amounts[:2] + amounts[4:6]):
+    filling = [known.get(name, np.ones(1)) for name in pad.input[2:3] if name]
+    constant = attribute(pad, "mode", b"constant") == b"constant"
+    if not constant or any(map(np.any, filling)) or len(amounts) != 8 or len(pad.input) > 3:
         return []
-    return [*amounts[2:4], *amounts[6:]]
+    untouched, spatial = amounts[:2] + amounts[4:6], amounts[2:4] + amounts[6:]
+    return spatial if not any(untouched) and min(spatial) >= 0 else []
 
 
 def _drop_zero_points_of_zero(graph: GraphProto) -> None:
@@ -240,6 +270,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Flatten": {"axis": 1},
     "Softmax": {"axis": -1},
     "ReduceMean": {"keepdims": 1},
+    "Reshape": {"allowzero": 0},
     QUANTIZE: {"axis": 1},
     DEQUANTIZE: {"axis": 1},
 }

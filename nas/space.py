@@ -160,8 +160,7 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load_space(name_or_path: str) -> SearchSpace:
     """A built-in space or the user's own TOML file; raises UserError for what is wrong in it."""
-    name, text = read("spaces", name_or_path)
-    return space_from_toml(text, name)
+    return space_from_toml(read("spaces", name_or_path)[1], name_or_path)
 
 
 def space_from_toml(text: str, origin: str) -> SearchSpace:

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from nas.clips import Clip, Split
 from nas.errors import UserError
-from nas.layouts import Clip, Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FOLDS = 5

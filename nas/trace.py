@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from nas.arch import Architecture
-from nas.blocks import SubSpectralNorm
+from nas.blocks import GlobalResponseNorm, SubSpectralNorm
 from nas.network import build
 
 Shape = tuple[int, ...]
@@ -27,15 +27,13 @@ _IN_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Dropout2d, nn.Ide
 class Operation:
     """One operation of the network; `inputs` are indices of earlier ones, -1 the features.
 
-    `operands` counts the inputs with repetition (x * x has two), constants left out. `kind` is
-    conv, depthwise, the lower-case name of any other module, or add, mul, mean, sqrt, truediv.
+    `kind` is conv, depthwise, the lower-case name of any other module, or add, mul.
     `output` is (channels, frequency, time).
     """
 
     name: str
     kind: str
     inputs: tuple[int, ...]
-    operands: int
     output: Shape
     parameters: int
     macs: int
@@ -43,9 +41,13 @@ class Operation:
     module: nn.Module | None
 
 
+# Norms that are one operation to the reader of a layer table, whatever they are made of.
+_WHOLE = (GlobalResponseNorm, SubSpectralNorm)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
-        return isinstance(m, SubSpectralNorm) or super().is_leaf_module(m, qualified_name)
+        return isinstance(m, _WHOLE) or super().is_leaf_module(m, qualified_name)
 
 
 def operations(architecture: Architecture, classes: int) -> list[Operation]:
@@ -76,17 +78,11 @@ def _operation(
     parameters, macs = 0, 0
     if module is not None:
         parameters = sum(p.numel() for p in module.parameters())
-    else:  # a parameter that a function reads, as response normalisation does
-        held = [n for n in node.all_input_nodes if n.op == "get_attr"]
-        parameters = sum(network.get_parameter(str(n.target)).numel() for n in held)
     if isinstance(module, nn.Conv2d):
         macs = math.prod(output) * math.prod(module.weight.shape[1:])
     in_place = isinstance(module, _IN_PLACE) or node.name.startswith(("flatten", "relu"))
     name = str(node.target) if module is not None else node.name
-    operands = sum(isinstance(a, fx.Node) and a in index for a in node.args)
-    return Operation(
-        name, _kind(node, module), inputs, operands, output, parameters, macs, in_place, module
-    )
+    return Operation(name, _kind(node, module), inputs, output, parameters, macs, in_place, module)
 
 
 def _kind(node: fx.Node, module: nn.Module | None) -> str:
@@ -108,9 +104,6 @@ def _output(node: fx.Node, module: nn.Module | None, inputs: list[Shape]) -> Sha
         return (inputs[0][0], inputs[0][1] + top + bottom, inputs[0][2] + left + right)
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return (inputs[0][0], 1, 1)
-    if node.name.startswith("mean"):
-        dims = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        return tuple(1 if i + 1 in dims else n for i, n in enumerate(inputs[0]))
     return tuple(max(sizes) for sizes in zip(*inputs, strict=True))
 
 

@@ -35,8 +35,8 @@ def train(
     """Trains the network in place; yields the number of finished epochs after each of them.
 
     features: [N, C, F, T], labels: [N] int64. Stop asking for epochs to stop early.
-    AdamW (Loshchilov & Hutter 2019) with a one-cycle schedule, label smoothing, mixup (Zhang et
-    al. 2018) and SpecAugment masks (Park et al. 2019).
+    AdamW (Loshchilov & Hutter 2019) with a one-cycle schedule, label smoothing, changes of level,
+    SpecAugment masks (Park et al. 2019) and, if asked for, mixup (Zhang et al. 2018).
     """
     random = torch.Generator().manual_seed(seed)
     network.to(memory_format=torch.channels_last)
@@ -55,7 +55,8 @@ def train(
             progress = (epoch * batches + step) / (proxy.epochs * batches)
             for group in optimizer.param_groups:
                 group["lr"] = proxy.learning_rate * one_cycle(progress)
-            x, y = _mixup(masks(features[rows]), targets[rows], proxy.mixup, random)
+            x = masks(_gain(features[rows], proxy.gain, random))
+            x, y = _mixup(x, targets[rows], proxy.mixup, random)
             with autocast():
                 logits = network(x.contiguous(memory_format=torch.channels_last))
             loss = functional.cross_entropy(
@@ -101,6 +102,15 @@ def _masks(proxy: Proxy, shape: torch.Size) -> nn.Module:
         transforms.FrequencyMasking(min(proxy.frequency_mask, bands // 2), iid_masks=True),
         transforms.TimeMasking(max(1, int(proxy.time_mask_share * frames)), iid_masks=True),
     )
+
+
+def _gain(x: Tensor, most: float, random: torch.Generator) -> Tensor:
+    """Every second clip louder or softer: on log-mel, a constant; deltas do not change with the
+    level. The other clips keep it, as it may tell classes apart."""
+    shift = (2 * torch.rand(len(x), 1, 1, generator=random) - 1) * most
+    shift[::2] = 0
+    x[:, 0] += shift.to(x.dtype)
+    return x
 
 
 def _mixup(x: Tensor, y: Tensor, alpha: float, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -26,9 +26,10 @@ from nas.arch import parse
 from nas.bundle import export
 from nas.dataset import load
 from nas.errors import UserError
-from nas.measure import logits, score
+from nas.measure import logits
 from nas.pipeline import Job, evaluate_architecture
 from nas.record import Budget, Proxy, StudyInputs, StudyRecord
+from nas.score import score
 from nas.shipped import load_target
 
 RATE_HZ = 8000

@@ -15,9 +15,9 @@ from conftest import Tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nas.clips import Clip
 from nas.dataset import Dataset, describe, load
 from nas.errors import UserError
-from nas.layouts import Clip
 from nas.splits import with_splits
 
 # layouts

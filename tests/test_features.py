@@ -15,11 +15,11 @@ import torch
 from conftest import Tone
 
 from nas.arch import FrontEnd
-from nas.cache import cache_folder, clear_cache
+from nas.cache import cache_folder, clear_cache, locked
+from nas.clips import Clip
 from nas.dataset import Dataset, load
 from nas.errors import UserError
 from nas.features import compute, front_end, waveforms, windows
-from nas.layouts import Clip
 
 SMALL = FrontEnd(8000, 0.2, 256, 256, 80, 20)
 
@@ -302,9 +302,23 @@ def test_clearing_the_cache_frees_it_and_the_next_call_computes_again(
     before = compute(dataset, SMALL)
     stored = sum(path.stat().st_size for path in (tmp_path / "mine").rglob("*") if path.is_file())
     assert clear_cache() == stored > 0
-    assert not [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]
+    left = [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]
+    assert all(path.suffix == ".lock" for path in left)
     after = compute(dataset, SMALL)
     assert np.array_equal(before.split("train").features, after.split("train").features)
+
+
+def test_features_that_another_process_is_computing_are_not_cleared(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "busy"))
+    compute(dataset, SMALL)
+    [entry] = [path for path in cache_folder("features").iterdir() if path.is_dir()]
+    with locked(entry):
+        clear_cache()
+        assert (entry / "train.npy").exists()
+    clear_cache()
+    assert not entry.exists()
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(

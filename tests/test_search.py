@@ -19,7 +19,8 @@ from nas.arch import parse
 from nas.cli import main
 from nas.dataset import load
 from nas.features import compute
-from nas.measure import logits, score
+from nas.measure import logits
+from nas.score import score
 from nas.study import load_study
 
 CONTRACT = {

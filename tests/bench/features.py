@@ -42,7 +42,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Row]]]:
 
 
 def throughput(path: str) -> Row:
-    """Clips a second on one and on all cores, against the plain loop on as many processes' worth."""
+    """Clips a second on one core and on all, against the plain loop on one core."""
     dataset = load(path)
     settings = FrontEnd(16000, dataset.clip_s, 1024, 1024, 320, 64)
     row: Row = {"clips": len(dataset.clips)}
