@@ -9,12 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas import __version__
 from nas.errors import UserError
+
+if TYPE_CHECKING:
+    from nas.record import StudyRecord
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +87,7 @@ def _search(options: argparse.Namespace) -> None:
 
     flags = {k: v for k, v in vars(options).items() if k not in ("run", "study")}
     record = api.search(options.study, silent=False, **flags)
-    page = Path("studies") / record.name / "report.html"
-    report.write_html([record], page)
+    page = _write_page([record.name], options.storage)
     print(report.front_table(record))
     print(f"\nPage: {page}")
     print(f"Next: nas export {record.name} --max-kb {record.inputs.budget.size_bytes / 1024:g}")
@@ -100,9 +103,8 @@ def _add_front(commands: Any) -> None:
 
 def _front(options: argparse.Namespace) -> None:
     from nas import report
-    from nas.study import load_study
 
-    record = load_study(options.name, options.storage)
+    record = _load(options.name, options.storage)
     if options.json:
         _print_json(report.front_rows(record, options.all))
     elif options.csv or options.all:
@@ -112,22 +114,49 @@ def _front(options: argparse.Namespace) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    parser = _command(commands, "report", _report, "one HTML page (and a picture) of a study")
-    _name_and_storage(parser)
+    parser = _command(commands, "report", _report, "one HTML page of a study, or of several")
+    parser.add_argument("names", nargs="+", metavar="name", help="study; several are compared")
+    parser.add_argument("--storage", help="database URL (default: studies/NAME/study.db)")
     parser.add_argument("--png", metavar="FILE", help="also draw the front as a picture")
+    parser.add_argument("--live", action="store_true", help="rewrite it until interrupted")
 
 
 def _report(options: argparse.Namespace) -> None:
     from nas import report
+
+    page = _write_page(options.names, options.storage, options.live)
+    print(page, flush=True)
+    if options.png:
+        report.write_png(_load(options.names[0], options.storage), Path(options.png))
+        print(options.png)
+    while options.live:
+        time.sleep(report.REFRESH_S)
+        _write_page(options.names, options.storage, live=True)
+
+
+def _write_page(names: Sequence[str], storage: str | None, live: bool = False) -> Path:
+    from nas import report
+    from nas.arch import parse
+    from nas.cost import layers
+    from nas.pareto import front
+    from nas.study import importance
+
+    records = [_load(name, storage) for name in names]
+    extras = {}
+    for record in records:
+        inputs = record.inputs
+        points = front(record.trials, inputs.size_kind, inputs.budget)
+        tables = {r.trial: layers(parse(r.architecture), len(inputs.classes)) for r in points}
+        extras[record.name] = report.Extras(importance(record.name, storage), tables)
+    page = Path("studies") / names[0] / "report.html"
+    report.write_html(records, page, extras=extras, live=live)
+    return page
+
+
+def _load(name: str, storage: str | None) -> StudyRecord:
     from nas.study import load_study
 
-    record = load_study(options.name, options.storage)
-    page = Path("studies") / record.name / "report.html"
-    report.write_html([record], page)
-    print(page)
-    if options.png:
-        report.write_png(record, Path(options.png))
-        print(options.png)
+    return load_study(name, storage)
 
 
 def _add_export(commands: Any) -> None:

@@ -19,17 +19,8 @@ from onnx.numpy_helper import from_array, to_array
 
 from nas.arch import Quantization
 from nas.errors import UserError
-from nas.slim import (
-    DEQUANTIZE,
-    QUANTIZE,
-    Array,
-    arrays,
-    attribute,
-    plain,
-    rename,
-    set_nodes,
-    slim,
-)
+from nas.plain import DEQUANTIZE, QUANTIZE, Array, arrays, attribute, plain, rename, set_nodes
+from nas.slim import slim
 
 CALIBRATION_CLIPS = 32
 
@@ -50,19 +41,36 @@ def quantize(model: ModelProto, quantization: Quantization, calibration: Array) 
 
 
 def _to_float16(model: ModelProto) -> ModelProto:
-    """Weights and arithmetic in float16 between two Casts."""
+    """Weights and arithmetic in float16 between two Casts.
+
+    Clip stays in float32: ONNX Runtime computes both in float32 on most CPUs, and fuses a Clip
+    with its convolution only if it is written so; a network of them is up to a third faster.
+    """
     graph = model.graph
+    bounds = {name for node in graph.node if node.op_type == "Clip" for name in node.input[1:]}
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name not in bounds:
             limit = np.finfo(np.float16).max
             half = to_array(tensor).clip(-limit, limit).astype(np.float16)
             tensor.CopyFrom(from_array(half, tensor.name))
     first, last = graph.input[0].name, graph.output[0].name
     rename(graph, {first: "half_input", last: "half_output"})
-    before = helper.make_node("Cast", [first], ["half_input"], to=TensorProto.FLOAT16)
-    after = helper.make_node("Cast", ["half_output"], [last], to=TensorProto.FLOAT)
-    set_nodes(graph, [before, *graph.node, after])
+    nodes = [_cast(first, "half_input", TensorProto.FLOAT16)]
+    for node in graph.node:
+        if node.op_type == "Clip":
+            source, target = node.input[0], node.output[0]
+            node.input[0], node.output[0] = f"{target}/wide", f"{target}/clipped"
+            nodes += [_cast(source, node.input[0], TensorProto.FLOAT), node]
+            nodes.append(_cast(node.output[0], target, TensorProto.FLOAT16))
+        else:
+            nodes.append(node)
+    nodes.append(_cast("half_output", last, TensorProto.FLOAT))
+    set_nodes(graph, nodes)
     return model
+
+
+def _cast(source: str, target: str, kind: int) -> NodeProto:
+    return helper.make_node("Cast", [source], [target], to=kind)
 
 
 def _to_int8(model: ModelProto, quantization: Quantization, calibration: Array) -> ModelProto:
@@ -135,9 +143,11 @@ def _float_parts(graph: GraphProto, quantization: Quantization) -> list[str]:
     parts = dense[:1] if quantization.keep_float in ("stem", "both") else []
     parts += dense[-1:] if quantization.keep_float in ("head", "both") else []
     norms: set[str] = set()
+    gates = {node.output[0] for node in graph.node if node.op_type == "Identity"}
     for node in graph.node:
         square = node.op_type == "Mul" and node.input[0] == node.input[1]
-        if square or (node.op_type in _RESPONSE_NORM and norms.intersection(node.input)):
+        follows = node.op_type in _RESPONSE_NORM and norms.intersection(node.input)
+        if square or (follows and not gates.intersection(node.input)):
             norms.update(node.output)
             parts.append(node)
         if node.op_type == "Conv" and attribute(node, "group", 1) > 1:

@@ -25,6 +25,7 @@ from nas.record import KB, StudyInputs, StudyRecord, TrialResult, size_bytes
 __all__ = [
     "Study",
     "Trial",
+    "importance",
     "load_study",
     "open_study",
     "record",
@@ -36,6 +37,7 @@ __all__ = [
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+FEWEST_FOR_IMPORTANCE = 10
 _RESULT, _INPUTS, _STARTED = "result", "inputs", "started"
 
 
@@ -87,6 +89,22 @@ def load_study(name: str, storage: str | None = None) -> StudyRecord:
     starts = [t.datetime_start for t in study.get_trials(deepcopy=False) if t.datetime_start]
     started_at = min(starts).timestamp() if starts else 0.0
     return StudyRecord(name, _inputs(study), results(study), started_at)
+
+
+def importance(name: str, storage: str | None = None) -> dict[str, dict[str, float]]:
+    """Share of each choice in what made accuracy high and size small (PED-ANOVA, Watanabe et al.
+    2023); {} while there are too few complete trials to tell."""
+    study = optuna.load_study(study_name=name, storage=_storage(name, storage))
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < FEWEST_FOR_IMPORTANCE:
+        return {}
+    targets = {"accuracy": lambda t: -t.values[0], "size": lambda t: t.values[1]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of rare choices, whose share is then 0
+        return {
+            key: optuna.importance.get_param_importances(study, target=target)
+            for key, target in targets.items()
+        }
 
 
 def start(trial: Trial, architecture: str) -> None:

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import soundfile
+from tones import SPACE, write_tones
 
 import nas
 from nas.cli import main
 from nas.published import published
 from nas.shipped import names
-from tones import SPACE, write_tones
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,9 @@ def test_a_budget_that_nothing_meets_says_the_smallest_size(tones, tmp_path, cap
     (tmp_path / "tiny.toml").write_text(SPACE)
     command = ["search", "--data", str(tones), "--space", "tiny.toml", "--budget-kb", "0.5"]
     text = sentence(capsys, command)
-    assert "fits the budget: its smallest network has 0.8 KB" in text and "raise --budget-kb" in text
+    assert (
+        "fits the budget: its smallest network has 0.8 KB" in text and "raise --budget-kb" in text
+    )
     assert not (tmp_path / "studies").exists()
 
 

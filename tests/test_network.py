@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nas.arch import KINDS, parse
-from nas.blocks import SubSpectralNorm
+from nas.blocks import GlobalResponseNorm, SubSpectralNorm
 from nas.cost import estimate, layers
 from nas.measure import logits
 from nas.network import build, to_onnx
@@ -154,6 +154,9 @@ def awake(network: torch.nn.Module) -> torch.nn.Module:
             module.running_mean.normal_(0, 0.3, generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
             module.bias.data.normal_(0, 0.3, generator=generator)
+        if isinstance(module, GlobalResponseNorm):
+            module.gamma.data.normal_(0, 0.3, generator=generator)
+            module.beta.data.normal_(0, 0.3, generator=generator)
     return network
 
 

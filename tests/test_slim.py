@@ -43,6 +43,10 @@ def sub_spectral(x, norm):
     return norm(x.reshape(1, 32, 3, 15)).reshape(1, 8, 12, 15)
 
 
+def by_the_batch(x, norm):
+    return norm(x.reshape(-1, 32, 3, x.shape[3])).reshape(-1, 8, 12, x.shape[3])
+
+
 def squeeze_excite(x, a, b):
     return x * functional.hardsigmoid(b(torch.relu(a(functional.adaptive_avg_pool2d(x, 1)))))
 
@@ -66,6 +70,11 @@ BODIES = {
     "reflecting padding": [nn.ReflectionPad2d(1), nn.Conv2d(8, 8, 3), nn.ReLU()],
     "other padding": [nn.ConstantPad2d(1, 0.5), nn.Conv2d(8, 8, 3), nn.ReLU()],
     "sub-spectral norm": [Function(sub_spectral, nn.BatchNorm2d(32)), nn.ReLU()],
+    "computed shape": [
+        nn.ZeroPad2d((1, 2, 1, 2)),
+        nn.Conv2d(8, 8, 4),
+        Function(by_the_batch, nn.BatchNorm2d(32)),
+    ],
     "broadcast mean": [nn.ReLU(), Function(broadcast, conv_norm(8, 8))],
     "pools": [nn.ReLU(), nn.MaxPool2d(2), nn.AvgPool2d((2, 1)), nn.AvgPool2d(1)],
     "dilation": [nn.Conv2d(8, 8, 3, padding=(1, 2), dilation=(1, 2), groups=4), nn.ReLU()],
@@ -183,6 +192,18 @@ def test_padding_is_folded_into_a_convolution_only_where_it_adds_zeros():
     assert "Pad" not in kinds(slim(exported("uneven padding")))
     assert "Pad" in kinds(slim(exported("reflecting padding")))
     assert "Pad" in kinds(slim(exported("other padding")))
+
+
+def test_a_shape_that_is_fixed_is_not_computed():
+    model = exported("computed shape")
+    assert kinds(model) > {"Shape", "Gather"}
+    assert kinds(slim(model)) == {
+        "Conv",
+        "Reshape",
+        "BatchNormalization",
+        "GlobalAveragePool",
+        "Flatten",
+    }
 
 
 def test_equal_tensors_are_stored_once():
