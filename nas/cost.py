@@ -6,10 +6,12 @@ import math
 
 from torch import nn
 
-from nas.arch import Architecture
+from nas.arch import Architecture, FrontEnd
 from nas.ledger import WIDTH, file_bytes, weight_widths
 from nas.record import Cost, Layer
 from nas.trace import Operation, operations
+
+_FLOAT_BYTES = 4  # the front end keeps one window of samples and its spectrum in float32
 
 
 def layers(architecture: Architecture, classes: int) -> list[Layer]:
@@ -79,7 +81,18 @@ def estimate(architecture: Architecture, classes: int) -> Cost:
         file_bytes=file_bytes(found, architecture.front_end.shape, quantization),
         flash_bytes=parameter_bytes + 8 * _channels(found) * (quantization.scheme == "int8"),
         peak_ram_bytes=max(_live_bytes(found, architecture)),
+        front_end_macs=front_end_macs(architecture.front_end),
+        front_end_ram_bytes=2 * _FLOAT_BYTES * architecture.front_end.fft,
     )
+
+
+def front_end_macs(front_end: FrontEnd) -> int:
+    """Multiplications of the features of one clip: window, real FFT (n log2 n), power, triangular
+    mel filters (each bin is in two) and deltas over five frames. An estimate: libraries differ."""
+    bins = front_end.fft // 2 + 1
+    fft = round(front_end.fft * math.log2(front_end.fft))
+    per_frame = front_end.window + fft + 2 * bins + 2 * bins + 5 * front_end.mels * front_end.deltas
+    return per_frame * front_end.frames
 
 
 def _channels(found: list[Operation]) -> int:

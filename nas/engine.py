@@ -210,10 +210,10 @@ def _refuse_impossible(space: SearchSpace, inputs: StudyInputs, clip_s: float) -
     over = over_budget(smallest, inputs.size_kind, inputs.budget)
     if over:
         kb = getattr(smallest, inputs.size_kind) / KB
-        flags = {"peak_ram_bytes": "--max-ram-kb", "macs": "--max-mmacs"}
+        flags = {"ram_bytes": "--max-ram-kb", "macs": "--max-mmacs"}
         raise UserError(
             f"nothing in the search space '{space.name}' fits the budget: its smallest network "
-            f"has {kb:.1f} KB ({inputs.size_kind}), {smallest.peak_ram_bytes / KB:.0f} KB of RAM "
+            f"has {kb:.1f} KB ({inputs.size_kind}), {smallest.ram_bytes / KB:.0f} KB of RAM "
             f"and {smallest.macs / 1e6:.2f} MMACs; raise "
             + " and ".join(flags.get(limit, "--budget-kb") for limit in over)
         )
@@ -223,5 +223,5 @@ def _excess(cost: Cost, inputs: StudyInputs) -> float:
     """The largest ratio of a figure to its limit."""
     budget = inputs.budget
     ratios = [int(getattr(cost, inputs.size_kind)) / budget.size_bytes]
-    ratios += [cost.peak_ram_bytes / budget.ram_bytes] if budget.ram_bytes else []
+    ratios += [cost.ram_bytes / budget.ram_bytes] if budget.ram_bytes else []
     return max(ratios + ([cost.macs / budget.macs] if budget.macs else []))

@@ -53,13 +53,19 @@ def weight_widths(found: list[Operation], quantization: Quantization) -> list[in
     widths = [WIDTH[quantization.scheme]] * len(found)
     convs = [i for i, operation in enumerate(found) if operation.macs]
     for i, operation in enumerate(found):
-        if operation.kind in _FLOAT_NORMS:
+        if operation.kind in _FLOAT_NORMS or _is_scale(operation):
             widths[i] = max(2, widths[i]) if quantization.scheme == "float16" else 4
     if quantization.keep_float in ("stem", "both"):
         widths[convs[0]] = 4
     if quantization.keep_float in ("head", "both"):
         widths[convs[-1]] = 4
     return widths
+
+
+def _is_scale(operation: Operation) -> bool:
+    """A 1x1 depthwise convolution, which only scales: int8 leaves it in float."""
+    layer = operation.module
+    return operation.kind == "depthwise" and getattr(layer, "kernel_size", ()) == (1, 1)
 
 
 def file_bytes(found: list[Operation], shape: Shape, quantization: Quantization) -> int:
@@ -239,14 +245,20 @@ class _Sketch:
         if kind in _PLAIN:
             return self._node(_PLAIN[kind], inputs)
         if kind == "relu6":
-            float_kind = self._float_kind()
-            bounds = [self._tensor(name, (), float_kind) for name in ("least", "most")]
-            return self._node("Clip", [*inputs, *bounds])
+            return self._clip(inputs[0])
         if kind == "hardsigmoid":
             return self._node("HardSigmoid", inputs, alpha=1 / 6)
         if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
             return self._pool(layer, inputs)
         return self._node({"add": "Add", "mul": "Mul"}[kind], inputs)
+
+    def _clip(self, value: str) -> str:
+        bounds = [self._tensor(name, (), TensorProto.FLOAT) for name in ("least", "most")]
+        if self.quantization.scheme != "float16":
+            return self._node("Clip", [value, *bounds])
+        value = self._node("Cast", [value], to=TensorProto.FLOAT)
+        clipped = self._node("Clip", [value, *bounds])
+        return self._node("Cast", [clipped], to=TensorProto.FLOAT16)
 
     def _pool(self, layer: Any, inputs: list[str]) -> str:
         kernel, stride, padding = both(layer.kernel_size), both(layer.stride), both(layer.padding)

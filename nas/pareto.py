@@ -45,7 +45,7 @@ def _fits(result: TrialResult, kind: SizeKind, budget: Budget) -> bool:
     limits: list[tuple[float | None, float | None]] = [
         (size_bytes(result, kind), budget.size_bytes),
         (known_latency_ms(result), budget.latency_ms),
-        (cost.peak_ram_bytes if cost else None, budget.ram_bytes),
+        (cost.ram_bytes if cost else None, budget.ram_bytes),
         (cost.macs if cost else None, budget.macs),
     ]
     return all(most is None or (found is not None and found <= most) for found, most in limits)

@@ -42,7 +42,7 @@ def over_budget(cost: Cost, kind: SizeKind, budget: Budget) -> dict[str, float]:
     it: {} if it fits."""
     shares = {
         kind: getattr(cost, kind) / budget.size_bytes - 1,
-        "peak_ram_bytes": cost.peak_ram_bytes / budget.ram_bytes - 1 if budget.ram_bytes else 0,
+        "ram_bytes": cost.ram_bytes / budget.ram_bytes - 1 if budget.ram_bytes else 0,
         "macs": cost.macs / budget.macs - 1 if budget.macs else 0,
     }
     return {limit: share for limit, share in shares.items() if share > 0}

@@ -29,7 +29,12 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What the structure alone says, at the architecture's number format. All estimates."""
+    """What the structure alone says, at the architecture's number format. All estimates.
+
+    `macs` are those of the network's convolution and dense layers, the figure that papers and
+    rules limit; the front end's work is beside it. `flash_bytes` are parameters and int8's
+    per-channel data, without any runtime's code.
+    """
 
     parameters: int
     macs: int
@@ -37,6 +42,14 @@ class Cost(msgspec.Struct, frozen=True):
     file_bytes: int
     flash_bytes: int
     peak_ram_bytes: int
+    front_end_macs: int = 0
+    front_end_ram_bytes: int = 0
+
+    @property
+    def ram_bytes(self) -> int:
+        """What must be in memory at once: the peak of the feature maps and the front end's
+        buffers, which fill with the next clip meanwhile."""
+        return self.peak_ram_bytes + self.front_end_ram_bytes
 
 
 class Latency(msgspec.Struct, frozen=True):
