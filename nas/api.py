@@ -75,12 +75,15 @@ def evaluate(
     target: str = "host",
     epochs: int | None = None,
     seed: int = 0,
+    quantization: str | None = None,
+    clip_s: float | None = None,
 ) -> TrialResult:
-    """One architecture (canonical string or published name) through the whole pipeline.
+    """One architecture (canonical string or published name) through the whole pipeline, in another
+    number format or for clips of another length if asked for.
 
     The artefact goes to studies/evaluated/.
     """
-    found, _ = architecture_named(architecture)
+    found, _ = architecture_named(architecture, quantization, clip_s)
     proxy = Proxy(epochs=epochs) if epochs else Proxy()
     job = Job(load(data), load_target(target), proxy)
     key = f"{found} {job.dataset.fingerprint} {target} {proxy} {seed}"

@@ -315,7 +315,7 @@ def parse(text: str) -> Architecture:
     front_end = _at(1, parts[0], _parse_front_end)
     stages = tuple(_at(i, part, _parse_stage) for i, part in enumerate(parts[1:-2], start=2))
     head = _at(len(parts) - 1, parts[-2], _parse_head)
-    return Architecture(front_end, stages, head, _at(len(parts), parts[-1], _parse_quantization))
+    return Architecture(front_end, stages, head, _at(len(parts), parts[-1], parse_quantization))
 
 
 def _at(position: int, part: str, read: Callable[[str], T]) -> T:
@@ -343,7 +343,8 @@ def _parse_head(text: str) -> Head:
     return Head(kind=kind, **_read(tokens, _HEAD))
 
 
-def _parse_quantization(text: str) -> Quantization:
+def parse_quantization(text: str) -> Quantization:
+    """The number format that prints as `text`; raises UserError."""
     scheme, *rest = text.split("_")
     if len(rest) != (2 if scheme == "int8" else 0):
         raise UserError("expected float32, float16 or int8_WEIGHTS_FLOATPARTS (int8_channel_none)")

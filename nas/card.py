@@ -16,7 +16,7 @@ from nas import __version__
 from nas.arch import Architecture
 from nas.dataset import Dataset
 from nas.measure import device_facts
-from nas.pareto import kb_text
+from nas.pareto import kb_text, percent
 from nas.record import Cost, Latency, Proxy, Score, StudyRecord
 from nas.splits import SPLITS
 
@@ -85,11 +85,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+    return "-" if share is None else f"{percent(share)} %"
 
 
 def _interval(score: Score) -> str:
-    return f"{100 * score.accuracy_low:.1f} to {100 * score.accuracy_high:.1f} %"
+    return f"{percent(score.accuracy_low)} to {percent(score.accuracy_high)} %"
 
 
 def _data(dataset: Dataset, record: StudyRecord) -> str:

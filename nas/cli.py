@@ -213,6 +213,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--target", default="host", help="built-in target or a TOML file")
     parser.add_argument("--epochs", type=int, help="epochs of training")
     parser.add_argument("--seed", type=int, default=0)
+    _variant_flags(parser)
     _json_flag(parser)
 
 
@@ -227,6 +228,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         target=options.target,
         epochs=options.epochs,
         seed=options.seed,
+        quantization=options.quantization,
+        clip_s=options.clip_s,
     )
     figures = row(result, load_target(options.target).size_kind)
     if options.json:
@@ -239,6 +242,7 @@ def _add_show(commands: Any) -> None:
     parser = _command(commands, "show", _show, "the layer table of an architecture")
     parser.add_argument("architecture", help="canonical string or published name")
     parser.add_argument("--classes", type=int, help="number of classes (default: the paper's, 10)")
+    _variant_flags(parser)
     _json_flag(parser)
 
 
@@ -248,7 +252,9 @@ def _show(options: argparse.Namespace) -> None:
     from nas.cost import estimate, layers
     from nas.published import architecture_named
 
-    architecture, classes = architecture_named(options.architecture)
+    architecture, classes = architecture_named(
+        options.architecture, options.quantization, options.clip_s
+    )
     classes = options.classes or classes or 10
     cost, table = estimate(architecture, classes), layers(architecture, classes)
     if options.json:
@@ -349,6 +355,11 @@ def _names(kind: str) -> list[str]:
 def _name_and_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the study")
     parser.add_argument("--storage", help="database URL (default: studies/NAME/study.db)")
+
+
+def _variant_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quantization", help="instead of its own, such as int8_channel_none")
+    parser.add_argument("--clip-s", type=float, help="seconds of a clip, instead of its own")
 
 
 def _json_flag(parser: argparse.ArgumentParser) -> None:

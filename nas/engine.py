@@ -17,7 +17,7 @@ from nas import workers as pools
 from nas.arch import Architecture
 from nas.cost import estimate
 from nas.errors import UserError
-from nas.pareto import best_within
+from nas.pareto import best_within, percent
 from nas.pipeline import Job, over_budget
 from nas.progress import Progress, Standing
 from nas.record import KB, Cost, StudyInputs, StudyRecord, TrialResult, size_bytes
@@ -186,7 +186,7 @@ def _event(result: TrialResult, inputs: StudyInputs) -> str:
         return f"trial {result.trial} {result.state}: {result.reason}"
     kb = size_bytes(result, inputs.size_kind) / KB
     return (
-        f"trial {result.trial}: {result.score.accuracy:.1%} at {kb:.1f} KB, "
+        f"trial {result.trial}: {percent(result.score.accuracy)} % at {kb:.1f} KB, "
         f"{result.latency.latency_ms:.2f} ms, {result.seconds:.0f} s  {result.architecture}"
     )
 
@@ -197,7 +197,7 @@ def _best(results: Sequence[TrialResult], inputs: StudyInputs) -> str:
     if best is None or best.score is None:
         return f"nothing within {kb:g} KB yet"
     size = size_bytes(best, inputs.size_kind) / KB
-    return f"best within {kb:g} KB: {best.score.accuracy:.1%} at {size:.1f} KB"
+    return f"best within {kb:g} KB: {percent(best.score.accuracy)} % at {size:.1f} KB"
 
 
 def _refuse_impossible(space: SearchSpace, inputs: StudyInputs, clip_s: float) -> None:

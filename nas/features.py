@@ -8,6 +8,7 @@ front end's are cut into windows, shorter ones are repeated until they fill it.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import tempfile
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from nas.arch import FrontEnd
 from nas.audio import Waveform, read
-from nas.cache import cache_folder, evict, explained, locked
+from nas.cache import cache_folder, evict, explained, locked, write_whole
 from nas.clips import Clip, Split
 from nas.dataset import Dataset
 from nas.errors import UserError
@@ -224,25 +225,44 @@ def _write_split(
 ) -> None:
     """Add one split to the entry, in one step; training brings the normalisation with it."""
     cut = windows(dataset.split(name), settings.clip_s)
-    parts = _parts(len(cut), max(1, _BATCH_SAMPLES // settings.samples))
     for leftover in entry.glob(".new-*"):
         leftover.unlink()
     with tempfile.NamedTemporaryFile("w+b", dir=entry, prefix=".new-", delete=False) as file:
-        rows = _RowFile(file, (len(cut), *settings.shape))
-        if name == "train":
-            sums = _fill(rows, dataset, settings, cut, parts, None, workers)
-            scale = _scale(sums / (len(cut) * settings.frames))
-            for part in parts:
-                rows.write(part.start, _normalised(torch.from_numpy(rows.read(part).copy()), scale))
-            np.save(entry / "normalisation.npy", scale.numpy())
-        else:
-            scale = torch.from_numpy(np.load(entry / "normalisation.npy"))
-            _fill(rows, dataset, settings, cut, parts, scale, workers)
-        os.fsync(file.fileno())
-    os.replace(file.name, entry / f"{name}.npy")
+        try:
+            rows = _RowFile(file, (len(cut), *settings.shape))
+            if name == "train":
+                _write_training(rows, entry, dataset, settings, cut, workers)
+            else:
+                scale = torch.from_numpy(np.load(entry / "normalisation.npy"))
+                _fill(rows, dataset, settings, cut, scale, workers)
+            os.fsync(file.fileno())
+            os.replace(file.name, entry / f"{name}.npy")
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
-def _parts(total: int, size: int) -> list[range]:
+def _write_training(
+    rows: _RowFile,
+    entry: Path,
+    dataset: Dataset,
+    settings: FrontEnd,
+    cut: Sequence[Window],
+    workers: int,
+) -> None:
+    """Write the features, then divide them in place by what they turned out to be."""
+    sums = _fill(rows, dataset, settings, cut, None, workers)
+    scale = _scale(sums / (len(cut) * settings.frames))
+    for part in _parts(len(cut), settings):
+        rows.write(part.start, _normalised(torch.from_numpy(rows.read(part).copy()), scale))
+    stored = io.BytesIO()
+    np.save(stored, scale.numpy())
+    write_whole(entry / "normalisation.npy", stored.getvalue())
+
+
+def _parts(total: int, settings: FrontEnd) -> list[range]:
+    """Batches of windows that are worked on at once."""
+    size = max(1, _BATCH_SAMPLES // settings.samples)
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
@@ -251,12 +271,11 @@ def _fill(
     dataset: Dataset,
     settings: FrontEnd,
     cut: Sequence[Window],
-    parts: Sequence[range],
     scale: Tensor | None,
     workers: int,
 ) -> Tensor:
     """Decode, transform and write all windows; [2, C, M] sums of the features and their squares."""
-
+    parts = _parts(len(cut), settings)
     # one array: small results kept among large buffers would fragment the heap, by gigabytes
     sums = torch.zeros(len(parts), 2, *settings.shape[:2], dtype=torch.float64)
 
@@ -266,9 +285,7 @@ def _fill(
         audio = _audio(dataset, mine, settings.sample_rate_hz, settings.clip_s)
         with torch.inference_mode():
             mel = front_end(torch.from_numpy(audio), settings)
-            rows.write(
-                part.start, _normalised(mel, scale) if scale is not None else mel.half().numpy()
-            )
+            rows.write(part.start, _half(mel) if scale is None else _normalised(mel, scale))
             sums[number, 0] = mel.sum((0, 3), dtype=torch.float64)
             sums[number, 1] = mel.square().sum((0, 3), dtype=torch.float64)
 

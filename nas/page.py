@@ -19,6 +19,7 @@ from nas.pareto import (
     hypervolume,
     known_latency_ms,
     limits_text,
+    percent,
     recommended,
     score_of,
     smallest_in_interval,
@@ -98,14 +99,14 @@ def _caveat(points: Sequence[TrialResult], extras: Extras) -> str:
     best = score_of(points[-1])
     half = 50 * (best.accuracy_high - best.accuracy_low)
     tested = [
-        f"On the test split trial {trial} scored {100 * s.accuracy:.1f} % "
-        f"({100 * s.accuracy_low:.1f}-{100 * s.accuracy_high:.1f})."
+        f"On the test split trial {trial} scored {percent(s.accuracy)} % "
+        f"({percent(s.accuracy_low)}-{percent(s.accuracy_high)})."
         for trial, s in extras.test.items()
     ]
     return " ".join(
         [
             "Accuracies are validation scores of the exported files, with 95 % intervals over "
-            f"recordings. The best, {100 * best.accuracy:.1f} %, was picked as the highest of many "
+            f"recordings. The best, {percent(best.accuracy)} %, was picked as the highest of many "
             f"noisy scores (about ±{half:.1f} points), so it reads high.",
             *(tested or ["The test split is read once, by nas export."]),
         ]

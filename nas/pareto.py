@@ -141,9 +141,9 @@ def answer(results: Sequence[TrialResult], inputs: StudyInputs) -> str:
         return _no_answer(results, inputs)
     ship = recommended(points)
     score = score_of(ship)
-    low, high = 100 * score.accuracy_low, 100 * score.accuracy_high
+    low, high = percent(score.accuracy_low), percent(score.accuracy_high)
     said = (
-        f"Ship trial {ship.trial}: {100 * score.accuracy:.1f} % ({low:.1f}-{high:.1f}) "
+        f"Ship trial {ship.trial}: {percent(score.accuracy)} % ({low}-{high}) "
         f"at {SIZE_WORDS[kind].format(kb_text(size_bytes(ship, kind)))}{_latency_words(ship)}"
     )
     return f"{said}; {_alternative(points, ship, kind)}."
@@ -207,6 +207,11 @@ def three_figures(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
+def percent(share: float) -> str:
+    """A share in percent, to one decimal, halves up as on the page."""
+    return f"{math.floor(1000 * share + 0.5) / 10:.1f}"
+
+
 def kb_text(size: float) -> str:
     """Bytes as KB of 1,024 in three figures, without the unit."""
     return three_figures(size / KB)
@@ -217,7 +222,7 @@ def _kb_apart(larger: TrialResult, smaller: TrialResult, kind: SizeKind) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:.1f} points"
+    return f"{percent(share)} points"
 
 
 def _latency_words(result: TrialResult) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
-from nas.arch import Architecture, parse
+from nas.arch import Architecture, parse, parse_quantization
 from nas.errors import UserError, nearest
 from nas.shipped import ARCHITECTURES, decode, folder
 
@@ -29,11 +31,24 @@ def published() -> dict[str, Published]:
     return decode(path.read_text(), _File, path.name).networks
 
 
-def architecture_named(name_or_text: str) -> tuple[Architecture, int | None]:
-    """The architecture of a published name (with its number of classes) or canonical string.
+def architecture_named(
+    name_or_text: str, quantization: str | None = None, clip_s: float | None = None
+) -> tuple[Architecture, int | None]:
+    """The architecture of a published name (with its number of classes) or canonical string, in
+    another number format or for clips of another length if asked for.
 
     Raises UserError that points at what is wrong.
     """
+    architecture, classes = _named(name_or_text)
+    if quantization:
+        architecture = replace(architecture, quantization=parse_quantization(quantization))
+    if clip_s:
+        front_end = replace(architecture.front_end, clip_s=clip_s)
+        architecture = replace(architecture, front_end=front_end)
+    return architecture, classes
+
+
+def _named(name_or_text: str) -> tuple[Architecture, int | None]:
     if "/" in name_or_text:
         return parse(name_or_text), None
     known = published()

@@ -30,6 +30,7 @@ from nas.pareto import (
     kb_text,
     known_latency_ms,
     limits_text,
+    percent,
     quantization,
     recommended,
     row,
@@ -70,9 +71,9 @@ def front_table(record: StudyRecord) -> str:
 
 def _line(result: TrialResult, kind: SizeKind, ship: bool) -> str:
     score, cost, ms = score_of(result), result.cost, known_latency_ms(result)
-    interval = f"{100 * score.accuracy_low:.1f}-{100 * score.accuracy_high:.1f}"
+    interval = f"{percent(score.accuracy_low)}-{percent(score.accuracy_high)}"
     line = (
-        f"{'>' if ship else ' '}{result.trial:5}  {100 * score.accuracy:6.1f}  {interval:>11}"
+        f"{'>' if ship else ' '}{result.trial:5}  {percent(score.accuracy):>6}  {interval:>11}"
         f"  {kb_text(size_bytes(result, kind)):>6}"
         f"  {'-' if ms is None else three_figures(ms):>6}"
         f"  {'-' if cost is None else three_figures(cost.macs / 1e6):>6}"
