@@ -10,17 +10,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nas.dataset import Dataset, load
 from nas.engine import Limits, run_search
 from nas.errors import UserError
-from nas.pareto import best_within
 from nas.pareto import front as pareto_front
 from nas.pipeline import Job, evaluate_architecture
-from nas.progress import progress
+from nas.progress import Progress, progress
 from nas.published import architecture_named
 from nas.record import KB, Proxy, StudyInputs, StudyRecord, TrialResult
-from nas.settings import DEFAULT_TRIALS, Settings, budget_of, load_settings
-from nas.shipped import load_target, read
+from nas.settings import DEFAULT_TRIALS, Settings, budget_of, default_name, load_settings
+from nas.shipped import load_target
 from nas.space import load_space
 from nas.study import load_study
 
@@ -34,23 +35,24 @@ def search(study: str | None = None, *, silent: bool = True, **settings: Any) ->
     asked = load_settings(study, settings)
     target = load_target(asked.target)
     dataset = load(asked.data, tolerate_bad_files=asked.tolerate_bad_files)
-    load_space(asked.space)  # a mistake in it is told with the file's name
-    space_name, space = read("spaces", asked.space)
+    space = load_space(asked.space)
     inputs = StudyInputs(
         data=_where(asked.data),
         data_fingerprint=dataset.fingerprint,
         data_note=dataset.note,
         classes=list(dataset.classes),
-        space_name=space_name,
-        space=space,
+        space_name=space.name,
+        space=msgspec.json.encode(space).decode(),
         target=target.name,
+        profile=target,
         size_kind=target.size_kind,
         budget=budget_of(asked, target),
         proxy=asked.proxy,
         seed=asked.seed,
     )
-    name = asked.name or f"{dataset.name}-{space_name}"
+    name = asked.name or default_name(dataset.name, space.name)
     with progress(silent) as shown:
+        _tell_problems(dataset, shown)
         return run_search(
             name,
             inputs,
@@ -77,6 +79,7 @@ def evaluate(
     seed: int = 0,
     quantization: str | None = None,
     clip_s: float | None = None,
+    tolerate_bad_files: bool = False,
 ) -> TrialResult:
     """One architecture (canonical string or published name) through the whole pipeline, in another
     number format or for clips of another length if asked for.
@@ -84,8 +87,8 @@ def evaluate(
     The artefact goes to studies/evaluated/.
     """
     found, _ = architecture_named(architecture, quantization, clip_s)
-    proxy = Proxy(epochs=epochs) if epochs else Proxy()
-    job = Job(load(data), load_target(target), proxy)
+    proxy = Proxy(epochs=_at_least_one(epochs)) if epochs is not None else Proxy()
+    job = Job(load(data, tolerate_bad_files=tolerate_bad_files), load_target(target), proxy)
     key = f"{found} {job.dataset.fingerprint} {target} {proxy} {seed}"
     stem = Path("studies/evaluated") / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -108,10 +111,12 @@ def export(
     `trial` chooses it; else the most accurate within `max_kb` (default: within the budget).
     `data` says where the recordings lie now, if they have moved.
     """
+    if epochs is not None:
+        _at_least_one(epochs)
     record = load_study(name, storage)
     chosen = _chosen(record, trial, max_kb)
     dataset = _same_data(record, data or record.inputs.data)
-    job = Job(dataset, load_target(record.inputs.target), record.inputs.proxy)
+    job = Job(dataset, record.inputs.profile, record.inputs.proxy)
     folder = Path(out or f"{name}-trial{chosen.trial}")
     from nas.bundle import export as write_bundle
 
@@ -122,10 +127,14 @@ def _chosen(record: StudyRecord, trial: int | None, max_kb: float | None) -> Tri
     kind, budget_kb = record.inputs.size_kind, record.inputs.budget.size_bytes / KB
     if trial is None:
         kb = budget_kb if max_kb is None else max_kb
-        best = best_within(record.trials, kind, kb)
-        if best is None:
-            raise UserError(f"study '{record.name}' has no network within {kb:g} KB ({kind})")
-        return best
+        limits = msgspec.structs.replace(record.inputs.budget, size_bytes=round(kb * KB))
+        points = pareto_front(record.trials, kind, limits)
+        if not points:
+            raise UserError(
+                f"study '{record.name}' has no network within {kb:g} KB ({kind}) and its other "
+                "limits; search on, or name one with --trial"
+            )
+        return points[-1]
     complete = {r.trial: r for r in record.trials if r.state == "complete"}
     if trial not in complete:
         raise UserError(
@@ -143,6 +152,20 @@ def _same_data(record: StudyRecord, data: str) -> Dataset:
             "content or splits differ); give the original ones with --data"
         )
     return dataset
+
+
+def _at_least_one(epochs: int) -> int:
+    if epochs < 1:
+        raise UserError(f"--epochs is {epochs}; it must be 1 or more")
+    return epochs
+
+
+def _tell_problems(dataset: Dataset, shown: Progress) -> None:
+    """Says which files are left out; all of them are in `nas data`."""
+    if dataset.problems:
+        first = ", ".join(f"{p.file} ({p.reason})" for p in dataset.problems[:5])
+        more = ", ..." if len(dataset.problems) > 5 else ""
+        shown.event(f"{len(dataset.problems)} files left out: {first}{more}")
 
 
 def _where(data: str) -> str:

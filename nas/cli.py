@@ -72,7 +72,7 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--trials", type=int, help="finished trials in the study, in all")
     parser.add_argument("--minutes", type=float, help="time for this run")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--seed", type=int, help="seed of sampling, training and splits")
+    parser.add_argument("--seed", type=int, help="seed of sampling and training")
     parser.add_argument("--storage", help="database URL, for several machines (default: a file)")
     parser.add_argument(
         "--tolerate-bad-files",
@@ -213,6 +213,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--target", default="host", help="built-in target or a TOML file")
     parser.add_argument("--epochs", type=int, help="epochs of training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tolerate-bad-files", action="store_true")
     _variant_flags(parser)
     _json_flag(parser)
 
@@ -230,6 +231,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         seed=options.seed,
         quantization=options.quantization,
         clip_s=options.clip_s,
+        tolerate_bad_files=options.tolerate_bad_files,
     )
     figures = row(result, load_target(options.target).size_kind)
     if options.json:

@@ -17,16 +17,29 @@ from nas import workers as pools
 from nas.arch import Architecture
 from nas.cost import estimate
 from nas.errors import UserError
-from nas.pareto import best_within, percent
-from nas.pipeline import Job, over_budget
+from nas.pareto import front, percent
+from nas.pipeline import Job, over_limits
 from nas.progress import Progress, Standing
 from nas.record import KB, Cost, StudyInputs, StudyRecord, TrialResult, size_bytes
-from nas.space import SearchSpace, space_from_toml
-from nas.study import Study, Trial, load_study, open_study, record, results, start, study_folder
+from nas.space import SearchSpace
+from nas.study import (
+    Study,
+    Trial,
+    load_study,
+    open_study,
+    record,
+    results,
+    start,
+    study_folder,
+    told,
+)
 from nas.workers import Order
 
-# A proposal that cannot fit costs milliseconds; so many in a row mean that there is nothing left.
-MOST_REFUSED_IN_A_ROW = 3000
+# A proposal that cannot fit costs some tens of milliseconds. So many in a row, and there is
+# nothing left; fewer in one turn, and finished trials do not wait to be recorded.
+MOST_REFUSED_IN_A_ROW = 1000
+PROPOSALS_PER_TURN = 10
+MOST_FAILED_IN_A_ROW = 5
 
 
 @dataclass(frozen=True)
@@ -52,14 +65,15 @@ def run_search(
     budget. KeyboardInterrupt passes through with every finished trial recorded.
     """
     folder = study_folder(name)
-    space = space_from_toml(inputs.space, inputs.space_name)
+    space = msgspec.json.decode(inputs.space, type=SearchSpace)
     _refuse_impossible(space, inputs, job.dataset.clip_s)
-    study = open_study(name, storage, inputs)
-    (folder / "artifacts").mkdir(exist_ok=True)
-    run = _Run(study, space, inputs, job, limits, progress, folder)
-    if run.left() != 0:
-        with pools.pool(workers, job, folder / "workers.log") as pool:
-            run.loop(pool)
+    with told(name):
+        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        study = open_study(name, storage, inputs)
+        run = _Run(study, space, inputs, job, limits, progress, folder)
+        if run.left() != 0:
+            with pools.pool(workers, run.task, folder / "workers.log") as pool:
+                run.loop(pool)
     return load_study(name, storage)
 
 
@@ -78,51 +92,63 @@ class _Run:
     ) -> None:
         self.study, self.space, self.inputs, self.job = study, space, inputs, job
         self.limits, self.progress, self.folder = limits, progress, folder
+        self.task = pools.Task(inputs.data, inputs.profile, inputs.proxy)
         self.start = time.monotonic()
         self.results = {r.trial: r for r in results(study)}
-        self.running: dict[int, Trial] = {}
+        self.running: dict[int, tuple[Trial, str]] = {}
+        self.refused_in_a_row = self.failed_in_a_row = 0
 
     def left(self) -> int | None:
         """Trials still to start; None if only time limits the search."""
         if self.limits.minutes and self._minutes() >= self.limits.minutes:
+            return 0
+        if self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
             return 0
         if self.limits.trials is None:
             return None
         return max(0, self.limits.trials - len(self._finished()) - len(self.running))
 
     def loop(self, pool: list[pools.Worker]) -> None:
-        while True:
-            for worker in pool:
-                if worker.order is None and self.left() != 0:
-                    self._give(worker)
-            if not self.running:
-                return
-            for worker in pools.ready(pool, timeout_s=1.0):
-                self._take(worker, pool)
-            self.progress.standing(self._standing())
+        """Until nothing is left to start and nothing runs. What runs when it is interrupted is
+        recorded as failed."""
+        try:
+            while self.running or self.left() != 0:
+                for worker in pool:
+                    if worker.order is None and self.left() != 0:
+                        self._give(worker)
+                if self.running:
+                    for worker in pools.ready(pool, timeout_s=1.0):
+                        self._take(worker, pool)
+                self.progress.standing(self._standing())
+        finally:
+            for trial, architecture in list(self.running.values()):
+                self._record(trial, TrialResult(architecture, "failed", "the search was ended"))
+        if self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
+            self.progress.event(
+                f"the last {self.refused_in_a_row} proposals were over the budget or known: the "
+                "space seems exhausted; a larger --budget-kb or a wider --space holds more"
+            )
 
     def _give(self, worker: pools.Worker) -> None:
-        """The next architecture that fits and has not been measured goes to the worker."""
-        for _ in range(MOST_REFUSED_IN_A_ROW):
+        """An architecture that fits and has not been measured goes to the worker, if one of the
+        next few proposals is one."""
+        for _ in range(PROPOSALS_PER_TURN):
             trial = self.study.ask()
             architecture = self.space.sample(trial, self.job.dataset.clip_s)
-            cost = estimate(architecture, len(self.inputs.classes))
-            if not (
-                self._refused(trial, architecture, cost) or self._repeated(trial, architecture)
-            ):
-                start(trial, str(architecture))
-                self.running[trial.number] = trial
-                stem = self.folder / "artifacts" / f"{trial.number:05d}"
-                seed = self.inputs.seed_of(trial.number)
-                worker.give(Order(trial.number, str(architecture), seed, os.fspath(stem)))
-                return
-        raise UserError(
-            f"search space '{self.space.name}': {MOST_REFUSED_IN_A_ROW} proposals in a row were "
-            "over the budget or known; it seems exhausted: raise --budget-kb or use a wider --space"
-        )
+            if self._refused(trial, architecture) or self._repeated(trial, str(architecture)):
+                self.refused_in_a_row += 1
+                continue
+            self.refused_in_a_row = 0
+            start(trial, str(architecture))
+            self.running[trial.number] = trial, str(architecture)
+            stem = self.folder.absolute() / "artifacts" / f"{trial.number:05d}"
+            seed = self.inputs.seed_of(trial.number)
+            worker.give(Order(trial.number, str(architecture), seed, os.fspath(stem)))
+            return
 
-    def _refused(self, trial: Trial, architecture: Architecture, cost: Cost) -> bool:
-        over = over_budget(cost, self.inputs.size_kind, self.inputs.budget)
+    def _refused(self, trial: Trial, architecture: Architecture) -> bool:
+        cost = estimate(architecture, len(self.inputs.classes))
+        over = _over(cost, self.inputs)
         if not over:
             return False
         for limit, share in over.items():
@@ -133,27 +159,47 @@ class _Run:
         )
         return True
 
-    def _repeated(self, trial: Trial, architecture: Architecture) -> bool:
+    def _repeated(self, trial: Trial, architecture: str) -> bool:
         """A known architecture is not trained again; the sampler learns its result once more."""
-        known = next((r for r in self._finished() if r.architecture == str(architecture)), None)
-        if known is None or known.state != "complete":
+        complete = [r for r in self._finished() if r.architecture == architecture]
+        twins = [n for n, (_, running) in self.running.items() if running == architecture]
+        if complete:
+            reason = f"same architecture as trial {complete[0].trial}"
+            result = msgspec.structs.replace(complete[0], state="repeated", reason=reason)
+        elif twins:
+            result = TrialResult(architecture, "repeated", f"trial {twins[0]} is running it")
+        else:
             return False
-        reason = f"same architecture as trial {known.trial}"
-        self._record(trial, msgspec.structs.replace(known, state="repeated", reason=reason))
+        self._record(trial, msgspec.structs.replace(result, seconds=0.0, finished_at=0.0))
         return True
 
     def _take(self, worker: pools.Worker, pool: list[pools.Worker]) -> None:
-        result = worker.take()
-        self._record(self.running.pop(result.trial), result)
+        number = worker.order.trial if worker.order else -1
+        answer = worker.take()
+        result = msgspec.structs.replace(answer.result, trial=number)
+        trial, _ = self.running[number]
+        self._record(trial, result)
         self.progress.event(_event(result, self.inputs))
-        if not worker.process.is_alive():
-            pool[pool.index(worker)] = pools.start(self.job, self.folder / "workers.log")
+        if answer.trouble:
+            raise UserError(answer.trouble)
+        self._refuse_failing(result)
+        if not worker.alive():
+            pool[pool.index(worker)] = pools.start(self.task, self.folder / "workers.log")
+
+    def _refuse_failing(self, result: TrialResult) -> None:
+        self.failed_in_a_row = self.failed_in_a_row + 1 if result.state == "failed" else 0
+        if self.failed_in_a_row >= MOST_FAILED_IN_A_ROW:
+            raise UserError(
+                f"the last {MOST_FAILED_IN_A_ROW} trials failed, the last one because: "
+                f"{result.reason}; see {self.folder / 'workers.log'}; the same command goes on"
+            )
 
     def _record(self, trial: Trial, result: TrialResult) -> None:
         self.results[trial.number] = record(self.study, trial, result, self.inputs)
+        self.running.pop(trial.number, None)
 
     def _finished(self) -> list[TrialResult]:
-        return [r for r in self.results.values() if r.state in ("complete", "stopped", "failed")]
+        return [r for r in self.results.values() if r.state in ("complete", "stopped")]
 
     def _minutes(self) -> float:
         return (time.monotonic() - self.start) / 60
@@ -173,12 +219,12 @@ class _Run:
 
     def _seconds_left(self, left: int | None) -> float | None:
         seconds = [r.seconds for r in self.results.values() if r.state == "complete"]
-        if left is None:
-            return max(0.0, 60 * ((self.limits.minutes or 0) - self._minutes()))
-        if not seconds or not self.running:
-            return None
+        by_time = 60 * (self.limits.minutes - self._minutes()) if self.limits.minutes else None
+        if left is None or not seconds or not self.running:
+            return None if by_time is None else max(0.0, by_time)
         to_do = left + len(self.running) / 2
-        return to_do * sum(seconds) / len(seconds) / len(self.running)
+        by_trials = to_do * sum(seconds) / len(seconds) / len(self.running)
+        return by_trials if by_time is None else max(0.0, min(by_time, by_trials))
 
 
 def _event(result: TrialResult, inputs: StudyInputs) -> str:
@@ -193,35 +239,34 @@ def _event(result: TrialResult, inputs: StudyInputs) -> str:
 
 def _best(results: Sequence[TrialResult], inputs: StudyInputs) -> str:
     kb = inputs.budget.size_bytes / KB
-    best = best_within(results, inputs.size_kind, kb)
-    if best is None or best.score is None:
+    points = front(results, inputs.size_kind, inputs.budget)
+    if not points or points[-1].score is None:
         return f"nothing within {kb:g} KB yet"
-    size = size_bytes(best, inputs.size_kind) / KB
-    return f"best within {kb:g} KB: {percent(best.score.accuracy)} % at {size:.1f} KB"
+    size = size_bytes(points[-1], inputs.size_kind) / KB
+    return f"best within {kb:g} KB: {percent(points[-1].score.accuracy)} % at {size:.1f} KB"
+
+
+def _over(cost: Cost, inputs: StudyInputs) -> dict[str, float]:
+    """The limits that the candidate is over; {} if it fits."""
+    shares = over_limits(cost, inputs.size_kind, inputs.budget)
+    return {limit: share for limit, share in shares.items() if share > 0}
 
 
 def _refuse_impossible(space: SearchSpace, inputs: StudyInputs, clip_s: float) -> None:
     """Raises UserError, with the smallest size, if nothing in the space can meet the budget."""
 
     def excess(architecture: Architecture) -> float:
-        return _excess(estimate(architecture, len(inputs.classes)), inputs)
+        cost = estimate(architecture, len(inputs.classes))
+        return max(over_limits(cost, inputs.size_kind, inputs.budget).values())
 
-    smallest = estimate(space.smallest(excess, clip_s), len(inputs.classes))
-    over = over_budget(smallest, inputs.size_kind, inputs.budget)
+    smallest = estimate(space.smallest(excess, clip_s, enough=0.0), len(inputs.classes))
+    over = _over(smallest, inputs)
     if over:
         kb = getattr(smallest, inputs.size_kind) / KB
         flags = {"ram_bytes": "--max-ram-kb", "macs": "--max-mmacs"}
         raise UserError(
             f"nothing in the search space '{space.name}' fits the budget: its smallest network "
-            f"has {kb:.1f} KB ({inputs.size_kind}), {smallest.ram_bytes / KB:.0f} KB of RAM "
-            f"and {smallest.macs / 1e6:.2f} MMACs; raise "
+            f"has {kb:.2g} KB ({inputs.size_kind}), {smallest.ram_bytes / KB:.2g} KB of RAM "
+            f"and {smallest.macs / 1e6:.2g} MMACs; raise "
             + " and ".join(flags.get(limit, "--budget-kb") for limit in over)
         )
-
-
-def _excess(cost: Cost, inputs: StudyInputs) -> float:
-    """The largest ratio of a figure to its limit."""
-    budget = inputs.budget
-    ratios = [int(getattr(cost, inputs.size_kind)) / budget.size_bytes]
-    ratios += [cost.ram_bytes / budget.ram_bytes] if budget.ram_bytes else []
-    return max(ratios + ([cost.macs / budget.macs] if budget.macs else []))

@@ -37,15 +37,15 @@ class Job:
     proxy: Proxy
 
 
-def over_budget(cost: Cost, kind: SizeKind, budget: Budget) -> dict[str, float]:
+def over_limits(cost: Cost, kind: SizeKind, budget: Budget) -> dict[str, float]:
     """How far the candidate is over each limit that can be known before training, as a share of
-    it: {} if it fits."""
-    shares = {
-        kind: getattr(cost, kind) / budget.size_bytes - 1,
-        "ram_bytes": cost.ram_bytes / budget.ram_bytes - 1 if budget.ram_bytes else 0,
-        "macs": cost.macs / budget.macs - 1 if budget.macs else 0,
-    }
-    return {limit: share for limit, share in shares.items() if share > 0}
+    the limit; below 0 it fits."""
+    over = {str(kind): getattr(cost, kind) / budget.size_bytes - 1}
+    if budget.ram_bytes:
+        over["ram_bytes"] = cost.ram_bytes / budget.ram_bytes - 1
+    if budget.macs:
+        over["macs"] = cost.macs / budget.macs - 1
+    return over
 
 
 def evaluate_architecture(
@@ -60,8 +60,9 @@ def evaluate_architecture(
     classes = len(job.dataset.classes)
     features = compute(job.dataset, architecture.front_end, splits=("train", "validation"))
     training, validation = features.split("train"), features.split("validation")
+    training_start = time.monotonic()
     network = trained(architecture, job, training, seed)
-    seconds_training = time.monotonic() - start
+    seconds_training = time.monotonic() - training_start
     artifact = artifact_of(network, architecture, training, seed)
     first_times = take_times(artifact, job.target)
     on_artifact = score_of(logits(artifact, validation.features), validation, job.dataset)

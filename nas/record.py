@@ -6,11 +6,14 @@ unchanged. KB is 1,024 bytes; sizes are stored in bytes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-SizeKind = Literal["file_bytes", "parameter_bytes", "flash_bytes"]
+from nas.target import SizeKind as SizeKind
+from nas.target import TargetProfile
+
 LatencyKind = Literal["measured", "estimated", "none"]
 State = Literal["complete", "infeasible", "stopped", "repeated", "failed"]
 
@@ -115,19 +118,20 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     standard deviations of the log-mel features; `frequency_mask` in bands.
     """
 
-    epochs: int = 20
-    batch: int = 16
-    learning_rate: float = 0.008
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.1
-    mixup: float = 0.0
-    gain: float = 1.5
-    frequency_mask: int = 8
-    time_mask_share: float = 0.1
+    epochs: Annotated[int, Meta(ge=1)] = 20
+    batch: Annotated[int, Meta(ge=2)] = 16
+    learning_rate: Annotated[float, Meta(gt=0)] = 0.008
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.01
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.1
+    mixup: Annotated[float, Meta(ge=0)] = 0.0
+    gain: Annotated[float, Meta(ge=0)] = 1.5
+    frequency_mask: Annotated[int, Meta(ge=0)] = 8
+    time_mask_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
 
 
 class StudyInputs(msgspec.Struct, frozen=True):
-    """All that a study's results depend on, frozen when it is created. `space` is TOML text."""
+    """All that a study's results depend on, frozen when it is created. `space` is the search space
+    as JSON; `target` is the name in `profile`."""
 
     data: str
     data_fingerprint: str
@@ -136,6 +140,7 @@ class StudyInputs(msgspec.Struct, frozen=True):
     space_name: str
     space: str
     target: str
+    profile: TargetProfile
     size_kind: SizeKind
     budget: Budget
     proxy: Proxy
@@ -147,7 +152,7 @@ class StudyInputs(msgspec.Struct, frozen=True):
 
 
 class StudyRecord(msgspec.Struct, frozen=True):
-    """One study as read back: its inputs, every recorded trial, and which choices mattered."""
+    """One study as read back: its inputs and every recorded trial."""
 
     name: str
     inputs: StudyInputs

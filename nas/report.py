@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import os
 import re
 import textwrap
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from nas.cache import write_whole
 from nas.errors import UserError
 from nas.figure import AXES, Reference, front_figure
 from nas.page import Extras, study_facts
@@ -170,11 +170,12 @@ def _asset(name: str) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    """Writes a file whole; raises UserError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_png(

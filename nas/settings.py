@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ from nas.shipped import decode, read
 from nas.target import TargetProfile
 
 DEFAULT_TRIALS = 40
+_NAME = r"\w[\w.-]*"
 DEFAULT_BUDGET_KB = 64.0
 
 
@@ -44,6 +47,7 @@ def load_settings(study: str | None, overrides: dict[str, Any]) -> Settings:
     settings = Settings()
     if study:
         settings = decode(read("studies", study)[1], Settings, study)
+        settings = _beside(settings, Path(study).parent)
     given = {key: value for key, value in overrides.items() if value is not None}
     unknown = set(given) - set(Settings.__struct_fields__)
     if unknown:
@@ -53,23 +57,32 @@ def load_settings(study: str | None, overrides: dict[str, Any]) -> Settings:
     return settings
 
 
+def _beside(settings: Settings, folder: Path) -> Settings:
+    """Paths in a study file may be relative to the file."""
+    found = {
+        key: str(folder / getattr(settings, key))
+        for key in ("data", "space", "target")
+        if (folder / getattr(settings, key)).exists()
+    }
+    return msgspec.structs.replace(settings, **found)
+
+
 def budget_of(settings: Settings, target: TargetProfile) -> Budget:
     """The tighter of the user's limits and the target's."""
     limits = target.limits
     asked_kb = settings.budget_kb
     if asked_kb is None and limits.size_bytes is None:
         asked_kb = DEFAULT_BUDGET_KB
-    size = _tighter(asked_kb and round(asked_kb * KB), limits.size_bytes)
-    if size is None:
-        raise UserError(f"target '{target.name}' and the search have no size limit: --budget-kb")
-    ram = settings.max_ram_kb and round(settings.max_ram_kb * KB)
-    macs = settings.max_mmacs and round(settings.max_mmacs * 1e6)
     return Budget(
-        size_bytes=int(size),
+        size_bytes=_whole(_tighter(_times(asked_kb, KB), limits.size_bytes)) or 1,
         latency_ms=_tighter(settings.max_latency_ms, limits.latency_ms),
-        ram_bytes=_whole(_tighter(ram, limits.ram_bytes)),
-        macs=_whole(_tighter(macs, limits.macs)),
+        ram_bytes=_whole(_tighter(_times(settings.max_ram_kb, KB), limits.ram_bytes)),
+        macs=_whole(_tighter(_times(settings.max_mmacs, 1e6), limits.macs)),
     )
+
+
+def _times(limit: float | None, unit: float) -> float | None:
+    return None if limit is None else limit * unit
 
 
 def _tighter(asked: float | None, allowed: float | None) -> float | None:
@@ -78,7 +91,8 @@ def _tighter(asked: float | None, allowed: float | None) -> float | None:
 
 
 def _whole(limit: float | None) -> int | None:
-    return None if limit is None else int(limit)
+    """At least 1: a limit of 0 would read as none."""
+    return None if limit is None else max(1, round(limit))
 
 
 def _names() -> str:
@@ -88,9 +102,21 @@ def _names() -> str:
 def _check(settings: Settings) -> None:
     for key in ("budget_kb", "max_latency_ms", "max_ram_kb", "max_mmacs", "trials", "minutes"):
         value = getattr(settings, key)
-        if value is not None and not value > 0:
-            raise UserError(f"--{key.replace('_', '-')} is {value:g}; it must be more than 0")
+        if value is not None and not 0 < value < 1e12:
+            raise UserError(
+                f"--{key.replace('_', '-')} is {value:g}; it must be more than 0, and finite"
+            )
     if settings.workers < 0:
         raise UserError(f"--workers is {settings.workers}; it must be 0 (one per core) or more")
-    if settings.name and not all(c.isalnum() or c in "-_." for c in settings.name):
-        raise UserError(f"--name is '{settings.name}'; use letters, digits, '-', '_' and '.'")
+    if not 0 <= settings.seed < 2**31:
+        raise UserError(f"--seed is {settings.seed}; it must be 0 to {2**31 - 1}")
+    if settings.name and not re.fullmatch(_NAME, settings.name):
+        raise UserError(
+            f"--name is '{settings.name}'; letters, digits, '-', '_' and '.' are allowed, "
+            "the first of them a letter, a digit or '_'"
+        )
+
+
+def default_name(data: str, space: str) -> str:
+    """A study's name from those of its data and its space, with what a name cannot hold as '-'."""
+    return re.sub(r"[^\w.-]", "-", f"{data}-{space}").lstrip(".-") or "study"

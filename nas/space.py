@@ -122,27 +122,22 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def contains(self, architecture: Architecture) -> bool:
         return self.choices_of(architecture) is not None
 
-    def smallest(self, size: Callable[[Architecture], float], clip_s: float) -> Architecture:
-        """The architecture of least `size` that a coordinate descent finds: the smallest of
-        every number, and of every named choice the one that helps."""
-        named: dict[str, Sequence[str]] = {}
-        fixed: dict[str, str] = {}
-
-        def choose(name: str, choices: Sequence[Any]) -> Any:
-            if not isinstance(choices[0], str):
-                return min(choices)
-            named[name] = choices
-            return fixed.get(name, choices[0])
-
-        best = _sample(self, choose, clip_s)
-        for name, choices in list(named.items()):
-            for value in choices[1:]:
-                before, fixed[name] = dict(fixed), value
-                candidate = _sample(self, choose, clip_s)
+    def smallest(
+        self, size: Callable[[Architecture], float], clip_s: float, enough: float = -math.inf
+    ) -> Architecture:
+        """An architecture of `size` at most `enough`, or the one of least size that a descent
+        finds which changes one choice at a time, from the least of all numbers on."""
+        fixed: dict[str, Any] = {}
+        best = _sample(self, _fixed(fixed, {}), clip_s)
+        improved = True
+        while improved and size(best) > enough:
+            improved = False
+            asked: dict[str, Sequence[Any]] = {}
+            _sample(self, _fixed(fixed, asked), clip_s)
+            for name, value in [(n, v) for n, choices in asked.items() for v in choices]:
+                candidate = _sample(self, _fixed({**fixed, name: value}, {}), clip_s)
                 if size(candidate) < size(best):
-                    best = candidate
-                else:
-                    fixed = before
+                    best, improved, fixed[name] = candidate, True, value
         return best
 
     def count(self) -> int:
@@ -272,6 +267,18 @@ def _ask(trial: Trial, name: str, choices: Sequence[Any]) -> Any:
         return trial.suggest_categorical(name, tuple(choices))
     ordered = sorted(choices)
     return ordered[trial.suggest_int(name, 0, len(ordered) - 1)]
+
+
+def _fixed(values: dict[str, Any], asked: dict[str, Sequence[Any]]) -> Choose:
+    """Chooses these values, else the least; notes in `asked` what was to be chosen from."""
+
+    def choose(name: str, choices: Sequence[Any]) -> Any:
+        if len(choices) > 1:
+            asked[name] = choices
+        value = values.get(name)
+        return value if value in choices else min(choices)
+
+    return choose
 
 
 def _sample(space: SearchSpace, choose: Choose, clip_s: float) -> Architecture:

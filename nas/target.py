@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from nas.record import SizeKind
+SizeKind = Literal["file_bytes", "parameter_bytes", "flash_bytes"]
 
 Count = Annotated[int, msgspec.Meta(gt=0)]
 

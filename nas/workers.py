@@ -1,27 +1,41 @@
 """Single-threaded worker processes that evaluate architectures, and die with their parent.
 
-Two threads inside one training were seen to take 20 times longer than one on a busy two-core
-machine, so parallelism is processes only. A worker that is killed is a failed trial, not a
-failed search.
+A worker is `python -m nas.workers`: it never imports the user's own script. Orders and answers
+are JSON over a pipe; what libraries print goes to a log file. A worker that is killed is a failed
+trial, not a failed search.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import msgspec
 
 from nas.arch import parse
-from nas.pipeline import Job
-from nas.record import TrialResult
+from nas.dataset import load
+from nas.errors import UserError
+from nas.features import compute
+from nas.pipeline import Job, evaluate_architecture
+from nas.record import Proxy, TrialResult
+from nas.target import TargetProfile
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What all orders of a search have in common: the recordings' place, device and recipe."""
+
+    data: str
+    target: TargetProfile
+    proxy: Proxy
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -33,100 +47,126 @@ class Order(msgspec.Struct, frozen=True):
     stem: str
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """The result of an order. `trouble` says what the user must mend (a full disk, recordings
+    that have gone) where no trial could succeed."""
+
+    result: TrialResult
+    trouble: str = ""
+
+
 @dataclass
 class Worker:
     """A process, the pipe to it, and the order that it is at (None: idle)."""
 
-    process: multiprocessing.process.BaseProcess
+    process: subprocess.Popen[bytes]
     pipe: Connection
     order: Order | None = None
-    since: float = 0.0
 
     def give(self, order: Order) -> None:
-        self.order, self.since = order, time.monotonic()
+        """Hands the order over and returns at once."""
+        self.order = order
         with contextlib.suppress(OSError):  # a dead worker is found when its answer is awaited
             self.pipe.send_bytes(msgspec.json.encode(order))
 
-    def take(self) -> TrialResult:
-        """The result of its order; one that says so if the process died over it."""
+    def take(self) -> Answer:
+        """The answer to its order; one that says so if the process died over it."""
         order, self.order = self.order, None
-        assert order is not None
+        if order is None:
+            raise ValueError("an idle worker has no answer")
         try:
-            return msgspec.json.decode(self.pipe.recv_bytes(), type=TrialResult)
+            return msgspec.json.decode(self.pipe.recv_bytes(), type=Answer)
         except (EOFError, OSError):
-            self.process.join()
-            return failed(order, f"the worker process died ({_death(self.process.exitcode)})")
+            code = self.process.wait()
+            return Answer(failed(order, f"the worker process died ({_death(code)})"))
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
 
 
 def failed(order: Order, reason: str) -> TrialResult:
-    return TrialResult(
-        architecture=order.architecture,
-        state="failed",
-        reason=reason,
-        trial=order.trial,
-        finished_at=time.time(),
-    )
+    """The result of an order that came to nothing."""
+    return TrialResult(order.architecture, "failed", reason, finished_at=time.time())
 
 
 @contextlib.contextmanager
-def pool(count: int, job: Job, log: Path) -> Iterator[list[Worker]]:
+def pool(count: int, task: Task, log: Path) -> Iterator[list[Worker]]:
     """`count` idle workers; they are ended, busy or not, on the way out."""
-    workers = [start(job, log) for _ in range(count)]
+    workers = [start(task, log) for _ in range(count)]
     try:
         yield workers
     finally:
         for worker in workers:
             worker.process.kill()
         for worker in workers:
-            worker.process.join()
+            worker.process.wait()
 
 
-def start(job: Job, log: Path) -> Worker:
-    """A new worker; what libraries print in it goes to the log file."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, job, log), daemon=True)
-    process.start()
+def start(task: Task, log: Path) -> Worker:
+    """A new worker, in a session of its own so that Ctrl-C reaches its parent only."""
+    ours, theirs = Pipe()
+    command = [sys.executable, "-m", "nas.workers", str(theirs.fileno())]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     theirs.close()
+    with contextlib.suppress(OSError):
+        ours.send_bytes(msgspec.json.encode(task))
     return Worker(process, ours)
 
 
 def ready(workers: list[Worker], timeout_s: float) -> list[Worker]:
-    """Busy workers that have a result, or have died."""
+    """Busy workers that have an answer, or have died."""
     busy = {worker.pipe: worker for worker in workers if worker.order}
     return [busy[pipe] for pipe in wait(list(busy), timeout_s) if isinstance(pipe, Connection)]
 
 
-def _death(exit_code: int | None) -> str:
+def _death(exit_code: int) -> str:
     if exit_code == -9:
         return "killed, perhaps for want of memory"
-    return f"signal {-exit_code}" if exit_code and exit_code < 0 else f"exit code {exit_code}"
+    return f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
 
 
-def _work(pipe: Connection, job: Job, log: Path) -> None:
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    with log.open("a") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+def _work(pipe: Connection) -> None:
+    """Answers orders until the parent closes the pipe."""
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    with contextlib.suppress(EOFError):
+        task = msgspec.json.decode(pipe.recv_bytes(), type=Task)
+        job: Job | None = None
         while True:
             order = msgspec.json.decode(pipe.recv_bytes(), type=Order)
-            pipe.send_bytes(msgspec.json.encode(_evaluate(order, job)))
+            try:
+                job = job or Job(load(task.data, tolerate_bad_files=True), task.target, task.proxy)
+                compute(
+                    job.dataset, parse(order.architecture).front_end
+                )  # fails for outside reasons
+                answer = Answer(_evaluate(order, job))
+            except (UserError, OSError) as error:
+                answer = Answer(failed(order, str(error)), trouble=str(error))
+            pipe.send_bytes(msgspec.json.encode(answer))
 
 
 def _evaluate(order: Order, job: Job) -> TrialResult:
-    """Any exception is a recorded result: one bad network must not end a search."""
-    from nas.pipeline import evaluate_architecture
-
+    """An exception of the network's own is a recorded result: it must not end a search."""
     try:
-        result = evaluate_architecture(parse(order.architecture), job, order.seed, Path(order.stem))
-        return msgspec.structs.replace(result, trial=order.trial)
+        return evaluate_architecture(parse(order.architecture), job, order.seed, Path(order.stem))
+    except OSError:
+        raise
     except Exception as error:
         return failed(order, f"{type(error).__name__}: {error}")
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _work(Connection(int(sys.argv[1])))

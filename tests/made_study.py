@@ -19,6 +19,7 @@ from nas.record import (
     StudyRecord,
     TrialResult,
 )
+from nas.shipped import load_target
 
 SCENES = ("airport", "bus", "market", "metro", "park", "plaza", "station", "street", "tram", "wood")
 
@@ -114,6 +115,7 @@ def inputs(
         space_name="tiny",
         space="",
         target="host",
+        profile=load_target("host"),
         size_kind="file_bytes",
         budget=Budget(size_bytes=round(kb * KB), latency_ms=latency_ms),
         proxy=Proxy(),

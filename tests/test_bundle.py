@@ -78,6 +78,7 @@ def study(tmp_path_factory):
             space_name="none",
             space="",
             target="host",
+            profile=load_target("host"),
             size_kind="file_bytes",
             budget=Budget(size_bytes=64 * 1024),
             proxy=PROXY,

@@ -72,9 +72,15 @@ def test_an_unknown_flag_is_exit_code_2(capsys):
         (["search", "--space", "smal"], ["search space 'smal'", "did you mean 'small'?"]),
         (["search", "--target", "hots"], ["target 'hots'", "did you mean 'host'?"]),
         (["search", "demmo"], ["study 'demmo'", "did you mean 'demo'?"]),
-        (["search", "--budget-kb", "-1"], ["--budget-kb is -1", "more than 0"]),
-        (["search", "--trials", "0"], ["--trials is 0", "more than 0"]),
+        (["search", "--budget-kb", "-1"], ["--budget-kb is -1", "above 0"]),
+        (["search", "--trials", "0"], ["--trials is 0", "above 0"]),
         (["search", "--name", "a/b"], ["--name is 'a/b'"]),
+        (["search", "--name", ".."], ["--name is '..'"]),
+        (["search", "--seed", "-1"], ["--seed is -1"]),
+        (["search", "--budget-kb", "inf"], ["--budget-kb is inf"]),
+        (["evaluate", "bcresnet-1", "--epochs", "0"], ["--epochs is 0"]),
+        (["export", "nothing", "--epochs", "-1"], ["--epochs is -1"]),
+        (["show", "bcresnet-1", "--quantization", "int4"], ["unknown quantisation 'int4'"]),
         (["front", "nothing"], ["no study 'nothing'"]),
         (["report", "nothing"], ["no study 'nothing'"]),
         (["export", "nothing"], ["no study 'nothing'"]),
@@ -94,11 +100,12 @@ def test_bad_input_gets_one_sentence(arguments, said, capsys):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("name = ", ["mine.toml", "line 1"]),
+        ("name = \ntrials = 3", ["mine.toml", "line 1"]),
         ('nam = "x"', ["mine.toml", "nam"]),
         ('trials = "many"', ["mine.toml", "trials", "int"]),
         ("[proxy]\nepochs = 1.5", ["mine.toml", "proxy.epochs", "int"]),
         ("budget_kb = 0", ["--budget-kb is 0"]),
+        ("[proxy]\nbatch = 1", ["mine.toml", "proxy.batch", "2"]),
     ],
 )
 def test_a_mistake_in_a_study_file_names_file_and_key(text, said, tmp_path, capsys):
@@ -112,9 +119,7 @@ def test_a_budget_that_nothing_meets_says_the_smallest_size(tones, tmp_path, cap
     (tmp_path / "tiny.toml").write_text(SPACE)
     command = ["search", "--data", str(tones), "--space", "tiny.toml", "--budget-kb", "0.5"]
     text = sentence(capsys, command)
-    assert (
-        "fits the budget: its smallest network has 0.8 KB" in text and "raise --budget-kb" in text
-    )
+    assert "its smallest network has 0.77 KB (file_bytes)" in text and "raise --budget-kb" in text
     assert not (tmp_path / "studies").exists()
 
 
@@ -206,7 +211,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tones, tmp_path, capsys
         (tmp_path / "studies").mkdir(mode=0o500)
     (tmp_path / "tiny.toml").write_text(SPACE)
     command = ["search", "--data", str(tones), "--space", "tiny.toml", "--trials", "1"]
-    assert "cannot open" in sentence(capsys, command)
+    assert "its database or folder cannot be used" in sentence(capsys, command)
 
 
 def test_recordings_of_other_formats_are_read(tmp_path, capsys):

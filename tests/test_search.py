@@ -78,7 +78,7 @@ def environment(folder: Path) -> dict[str, str]:
 def nas(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nas", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300
     )
 
 
@@ -125,12 +125,13 @@ def test_what_cannot_fit_is_recorded_and_never_trained(workplace, monkeypatch):
     in_folder(workplace, monkeypatch)
     trials = load_study("tones").trials
     infeasible = [t for t in trials if t.state == "infeasible"]
+    assert infeasible
     for trial in infeasible:
         assert trial.seconds == 0 and trial.score is None and trial.artifact is None
         assert trial.cost.file_bytes > 12 * 1024
         assert "over" in trial.reason
     trained = [t for t in trials if t.state == "complete"]
-    assert len(trained) == 6
+    assert len(trained) >= 6
     assert all(t.file_bytes <= 12 * 1024 for t in trained)
 
 
@@ -147,7 +148,7 @@ def test_a_search_shows_its_progress_and_no_library_speaks(workplace):
     assert len(lines) >= 6
     assert all(line.startswith("trial ") or " trials done" in line for line in lines), lines
     out = (workplace / "search.stdout").read_text()
-    assert "Ship trial" in out or "within" in out
+    assert out.startswith("Ship trial ") and "report.html" in out
     assert (workplace / "studies" / "tones" / "report.html").is_file()
 
 
@@ -172,7 +173,9 @@ def test_more_trials_continue_the_study(workplace):
     "flag, value, said",
     [
         ("--seed", "5", "seed was 0, now 5"),
-        ("--budget-kb", "13", "budget was"),
+        ("--budget-kb", "13", "budget.size_bytes was 12288, now 13312"),
+        ("--max-mmacs", "5", "budget.macs was None, now 5000000"),
+        ("--space", "small", "the choices of the search space are others"),
         ("--target", "host-all", "target was host, now host-all"),
     ],
 )
@@ -196,18 +199,19 @@ def test_kill_9_in_mid_search_loses_no_finished_trial(workplace, tmp_path):
             command, cwd=tmp_path, env=environment(workplace), stdout=log, stderr=log
         )
         wait_for(lambda: (tmp_path / "log").read_text().count("trial ") >= 2)
+        workers = children(process.pid)
+        assert len(workers) == 2
         process.send_signal(signal.SIGKILL)
         process.wait()
     before = finished(tmp_path)
     assert before
-    wait_for(lambda: not running_workers(process.pid))
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
     again = subprocess.run(command, cwd=tmp_path, env=environment(workplace), capture_output=True)
     assert again.returncode == 0
     after = finished(tmp_path)
     assert before.items() <= after.items()
     rows = json.loads(nas(tmp_path, "front", "killed", "--all", "--json").stdout)
-    ended = [row for row in rows if row["state"] in ("complete", "failed")]
-    assert len(ended) == 8
+    assert sum(row["state"] == "complete" for row in rows) == 8
     for row in rows:
         if row["state"] == "failed":
             assert "ended while this trial ran" in row["reason"]
@@ -232,7 +236,7 @@ def finished(folder: Path) -> dict[int, str]:
         return dict(rows.fetchall())
 
 
-def running_workers(parent: int) -> list[str]:
+def children(parent: int) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -277,3 +281,134 @@ def test_from_python_the_same_functions_give_dataclasses(workplace, monkeypatch)
     assert result.file_bytes == pytest.approx(front[0].file_bytes, abs=100)
     assert 0 <= result.score.accuracy_low <= result.score.accuracy <= 1
     assert np.isclose(sum(map(sum, result.score.confusion)), len(load("tones").split("validation")))
+
+
+def copy_of(workplace: Path, folder: Path) -> Path:
+    """Another working folder with the same recordings, space and study file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tones").symlink_to(workplace / "tones")
+    (folder / "tiny.toml").write_text(SPACE)
+    (folder / "tones.toml").write_text(STUDY)
+    return folder
+
+
+def start_search(folder: Path, workplace: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "nas", "search", "tones.toml", *flags],
+        cwd=folder,
+        env=environment(workplace),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ctrl_c_ends_with_130_keeps_what_is_finished_and_leaves_no_process(workplace, tmp_path):
+    process = start_search(copy_of(workplace, tmp_path), workplace)
+    wait_for(lambda: len(children(process.pid)) == 2)
+    workers = children(process.pid)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err and err.endswith("every finished trial is kept\n")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_a_killed_worker_is_a_failed_trial_and_the_search_goes_on(workplace, tmp_path):
+    process = start_search(copy_of(workplace, tmp_path), workplace, "--trials", "3")
+    log = tmp_path / "studies" / "tones" / "workers.log"
+    wait_for(lambda: log.exists() and len(children(process.pid)) == 2)
+    os.kill(int(children(process.pid)[0]), signal.SIGKILL)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    rows = json.loads(nas(tmp_path, "front", "tones", "--all", "--json").stdout)
+    reasons = [row["reason"] for row in rows if row["state"] == "failed"]
+    assert len(reasons) == 1 and "killed" in reasons[0]
+    assert sum(row["state"] == "complete" for row in rows) == 3
+
+
+def test_a_trial_killed_between_storing_and_telling_its_result_is_not_lost(
+    workplace, tmp_path, monkeypatch
+):
+    import shutil
+
+    shutil.copytree(workplace / "studies", tmp_path / "studies")
+    before = {t.trial: t for t in _trials(tmp_path, monkeypatch)}
+    complete = max(n for n, t in before.items() if t.state == "complete")
+    with sqlite3.connect(tmp_path / "studies" / "tones" / "study.db") as database:
+        database.execute("update trials set state = 'RUNNING' where number = ?", (complete,))
+        database.execute(
+            "update trial_user_attributes set value_json = replace(value_json, "
+            "'born', 'long_dead_born') where key = 'started'"
+        )
+    assert {t.trial: t for t in _trials(tmp_path, monkeypatch)} == before
+
+
+def _trials(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    return load_study("tones").trials
+
+
+def test_an_exhausted_space_ends_with_what_it_holds(workplace, tmp_path):
+    folder = copy_of(workplace, tmp_path)
+    narrow = SPACE.replace("[4, 8, 16]", "[4]").replace("[8, 16, 24, 512]", "[8]")
+    narrow = narrow.replace('["ds", "ir"]', '["ds"]').replace(', "float16", "int8"', "")
+    (folder / "tiny.toml").write_text(narrow)
+    done = nas_in(folder, workplace, "search", "tones.toml", "--trials", "4")
+    assert done.returncode == 0, done.stderr
+    assert "seems exhausted" in done.stderr
+    rows = json.loads(nas(folder, "front", "tones", "--all", "--json").stdout)
+    assert [row["state"] for row in rows if row["state"] == "complete"] == ["complete"]
+
+
+def nas_in(folder: Path, workplace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nas", *arguments]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(workplace),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_search_from_a_script_without_a_main_guard_works(workplace, tmp_path):
+    folder = copy_of(workplace, tmp_path)
+    (folder / "script.py").write_text(
+        "import nas\n"
+        "record = nas.search('tones.toml', trials=1, workers=1)\n"
+        "print([t.state for t in record.trials if t.state != 'infeasible'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=folder,
+        env=environment(workplace),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.stdout == "['complete']\n", done.stderr
+
+
+def test_a_target_of_ones_own_is_frozen_in_the_study_and_exports(workplace, tmp_path):
+    folder = copy_of(workplace, tmp_path)
+    own = (Path(__file__).parents[1] / "targets" / "host.toml").read_text()
+    (folder / "mine.toml").write_text(own.replace('name = "host"', 'name = "mine"'))
+    flags = ["--target", "mine.toml", "--trials", "1"]
+    assert nas_in(folder, workplace, "search", "tones.toml", *flags).returncode == 0
+    (folder / "mine.toml").unlink()
+    done = nas_in(folder, workplace, "export", "tones", "--out", "bundle", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    missed = ["export", "tones", "--max-kb", "0.1"]
+    assert "no network within 0.1 KB" in nas_in(folder, workplace, *missed).stderr
+
+
+def test_a_latency_limit_keeps_slow_networks_off_the_front_and_out_of_export(workplace, tmp_path):
+    folder = copy_of(workplace, tmp_path)
+    flags = ["--max-latency-ms", "0.0001", "--trials", "1"]
+    done = nas_in(folder, workplace, "search", "tones.toml", *flags)
+    assert done.returncode == 0 and "nothing within" not in done.stdout
+    assert json.loads(nas_in(folder, workplace, "front", "tones", "--json").stdout) == []
+    assert nas_in(folder, workplace, "export", "tones").returncode == 2

@@ -86,17 +86,29 @@ def test_samples_build_count_and_are_found_again(name, samples):
         assert estimate(architecture, classes=10).parameters > 0
 
 
-@pytest.mark.parametrize("name", names("spaces"))
-def test_the_smallest_network_is_no_larger_than_any_sampled_one(name):
+@pytest.mark.parametrize("figure", ["file_bytes", "ram_bytes", "macs"])
+@pytest.mark.parametrize("name", ["small", "mcu", "saleem2022"])
+def test_the_smallest_network_is_no_larger_than_any_sampled_one(name, figure):
+    def size(architecture: Architecture) -> int:
+        return getattr(estimate(architecture, classes=10), figure)
+
     space = load_space(name)
-    smallest = space.smallest(_parameters, clip_s=1.0)
+    smallest = space.smallest(size, clip_s=1.0)
     assert space.contains(smallest)
-    sampled = [_parameters(space.sample(RandomTrial(seed), 1.0)) for seed in range(40)]
-    assert _parameters(smallest) <= min(sampled)
+    assert size(smallest) <= min(size(space.sample(RandomTrial(s), 1.0)) for s in range(60))
 
 
-def _parameters(architecture: Architecture) -> int:
-    return estimate(architecture, classes=10).parameter_bytes
+def test_of_a_tiny_space_the_smallest_network_is_found_exactly():
+    space, trial, sizes = space_from_toml(TINY, "tiny.toml"), EveryTrial(), []
+
+    def size(architecture: Architecture) -> int:
+        return estimate(architecture, classes=4).ram_bytes
+
+    while not trial.exhausted:
+        sizes.append(size(space.sample(trial, clip_s=0.2)))
+        for _ in range(97):  # a sample of the combinations; all of them take a minute
+            trial.next()
+    assert size(space.smallest(size, clip_s=0.2)) <= min(sizes)
 
 
 @pytest.mark.parametrize(
