@@ -98,10 +98,12 @@ class FrontEnd:
 
     @property
     def samples(self) -> int:
+        """Audio samples of one clip."""
         return round(self.sample_rate_hz * self.clip_s)
 
     @property
     def frames(self) -> int:
+        """Frames of one clip."""
         return 1 + (self.samples if self.center else self.samples - self.fft) // self.hop
 
     @property
@@ -158,6 +160,7 @@ class Stage:
 
     @property
     def keys(self) -> list[str]:
+        """The fields that the kind uses."""
         return KINDS[self.kind].keys.split()
 
 

@@ -32,6 +32,7 @@ def round_channels(channels: float, multiple: int = 8) -> int:
 
 
 def activation(name: str) -> nn.Module:
+    """A new activation of one of the kinds in `nas.arch.ACTIVATIONS`."""
     return _ACTIVATION[name]()
 
 

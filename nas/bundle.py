@@ -5,18 +5,15 @@ The folder appears whole or not at all, and replaces nothing but an earlier, unt
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nas.arch import Architecture, parse
@@ -99,8 +96,7 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
     architecture, dataset = parse(result.architecture), job.dataset
     seed = record.inputs.seed_of(result.trial)
     features = compute(dataset, architecture.front_end)
-    with _one_thread():
-        artifact = _retrained(architecture, job, features, seed) if retrain else _own(result)
+    artifact = _retrained(architecture, job, features, seed) if retrain else _own(result)
     _refuse_outgrown(artifact, result, record)
     scale = features.mean, features.std
     validation = features.split("validation")
@@ -122,17 +118,6 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
         test=_tested(artifact, architecture, job),
         agreement=_agreement(single, architecture, job, outputs, validation.recordings),
     )
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Two threads can make the training of a small network many times slower than one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _retrained(architecture: Architecture, job: Job, features: Features, seed: int) -> bytes:

@@ -84,13 +84,14 @@ def _add_search(commands: Any) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     from nas import api, report
+    from nas.record import KB
 
     flags = {k: v for k, v in vars(options).items() if k not in ("run", "study")}
     record = api.search(options.study, silent=False, **flags)
     page = _write_page([record.name], options.storage)
     print(report.front_table(record))
     print(f"\nPage: {page}")
-    print(f"Next: nas export {record.name} --max-kb {record.inputs.budget.size_bytes / 1024:g}")
+    print(f"Next: nas export {record.name} --max-kb {record.inputs.budget.size_bytes / KB:g}")
 
 
 def _add_front(commands: Any) -> None:
@@ -194,8 +195,10 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _print_exported(exported: Any) -> None:
+    from nas.record import KB
+
     print(f"{exported.out}: {', '.join(exported.files)}")
-    print(f"{exported.file_bytes / 1024:.1f} KB, {exported.latency_ms:.2f} ms")
+    print(f"{exported.file_bytes / KB:.1f} KB, {exported.latency_ms:.2f} ms")
     print(f"accuracy on validation {exported.validation_accuracy:.1%}", end="")
     if exported.test_accuracy is None:
         print("; the data have no test split")

@@ -25,7 +25,7 @@ from nas.quantize import CALIBRATION_CLIPS, quantize
 from nas.record import Budget, Cost, Proxy, Score, SizeKind, TrialResult
 from nas.score import score
 from nas.target import TargetProfile
-from nas.train import predict, prepare, train
+from nas.train import one_thread, predict, train
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,13 @@ def evaluate_architecture(
 
 def trained(architecture: Architecture, job: Job, training: SplitFeatures, seed: int) -> nn.Module:
     """A new network of this architecture, trained by the job's recipe."""
-    prepare(seed)
     classes = len(job.dataset.classes)
-    network = build(architecture, classes)
     labels = torch.from_numpy(training.labels)
-    for _ in train(network, tensor(training), labels, classes, job.proxy, seed):
-        pass
+    with one_thread():
+        torch.manual_seed(seed)
+        network = build(architecture, classes)
+        for _ in train(network, tensor(training), labels, classes, job.proxy, seed):
+            pass
     return network
 
 
@@ -111,8 +112,10 @@ def tensor(split: SplitFeatures) -> torch.Tensor:
 
 
 def score_of(outputs: NDArray[np.float32], split: SplitFeatures, dataset: Dataset) -> Score:
+    """Scores the outputs [windows, classes] for one split."""
     return score(outputs, split.labels, split.recordings, split.groups, dataset.classes)
 
 
 def weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The trained weights as safetensors wants them."""
     return {name: value.contiguous() for name, value in network.state_dict().items()}

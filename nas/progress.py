@@ -36,6 +36,7 @@ class Standing:
 
 
 def minutes(seconds: float) -> str:
+    """A length of time for people."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
@@ -51,6 +52,7 @@ class Progress:
         self._last = 0.0
 
     def event(self, text: str) -> None:
+        """A line that stays."""
         if self._silent:
             return
         if self._live:
@@ -59,6 +61,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def standing(self, standing: Standing) -> None:
+        """Where the search stands now; a log gets it every SECONDS_BETWEEN_LINES."""
         if self._live:
             self._live.update(Text(str(standing)))
         elif time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
@@ -68,6 +71,7 @@ class Progress:
 
 @contextlib.contextmanager
 def progress(silent: bool = False) -> Iterator[Progress]:
+    """The progress of one search, live if stderr is a terminal."""
     console = Console(stderr=True)
     if silent or not console.is_terminal:
         yield Progress(None, silent)

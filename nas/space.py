@@ -64,12 +64,16 @@ class StageChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HeadChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Lists of choices of the head; a "map" head has no channels, a "bc" head some."""
+
     kind: tuple[str, ...] = ("gap",)
     channels: tuple[int, ...] = (0,)
     dropout: tuple[int, ...] = (0,)
 
 
 class QuantizationChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Lists of choices of the number format; `weights` and `keep_float` are int8's."""
+
     scheme: tuple[str, ...] = ("int8",)
     weights: tuple[str, ...] = ("channel",)
     keep_float: tuple[str, ...] = ("none",)
@@ -120,6 +124,7 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return asked if sampled == architecture else None
 
     def contains(self, architecture: Architecture) -> bool:
+        """Whether some choices sample to this architecture."""
         return self.choices_of(architecture) is not None
 
     def smallest(
@@ -159,6 +164,7 @@ def load_space(name_or_path: str) -> SearchSpace:
 
 
 def space_from_toml(text: str, origin: str) -> SearchSpace:
+    """The space of a TOML text; `origin` names it in errors."""
     space = decode(text, SearchSpace, origin)
     try:
         _check(space)

@@ -119,4 +119,5 @@ def _slide(size: Shape, layer: Any) -> tuple[int, int]:
 
 
 def both(value: Any) -> tuple[int, int]:
+    """torch's size of a window as (F, T), whether it was given as one number or two."""
     return value if isinstance(value, tuple) else (value, value)

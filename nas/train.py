@@ -5,6 +5,7 @@ On the CPU: channels-last, bfloat16 autocast, one contiguous tensor, one thread 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -18,14 +19,20 @@ from torchaudio import transforms
 from nas.record import Proxy
 
 
-def prepare(seed: int) -> None:
-    """Seeds torch and keeps it to one thread: on a busy machine two threads were seen to take 20
-    times longer than one for a tiny network, and one thread adds in one order."""
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps torch to one thread: on a busy machine two were seen to take 20 times longer than one
+    for a tiny network, and one thread always adds in the same order."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def autocast() -> AbstractContextManager[None]:
+    """The number format of training: bfloat16 where torch holds it safe."""
     return torch.autocast("cpu", torch.bfloat16)
 
 

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import msgspec
+import torch
 
 from nas.arch import parse
 from nas.dataset import load
@@ -81,6 +82,7 @@ class Worker:
             return Answer(failed(order, f"the worker process died ({_death(code)})"))
 
     def alive(self) -> bool:
+        """Whether the process still runs."""
         return self.process.poll() is None
 
 
@@ -135,6 +137,7 @@ def _death(exit_code: int) -> str:
 
 def _work(pipe: Connection) -> None:
     """Answers orders until the parent closes the pipe."""
+    torch.set_num_threads(1)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     with contextlib.suppress(EOFError):
         task = msgspec.json.decode(pipe.recv_bytes(), type=Task)
