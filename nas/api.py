@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from nas.cache import write_whole
 from nas.dataset import Dataset, load
 from nas.engine import Limits, run_search
 from nas.errors import UserError
@@ -19,11 +20,13 @@ from nas.pareto import front as pareto_front
 from nas.pipeline import Job, evaluate_architecture
 from nas.progress import Progress, progress
 from nas.published import architecture_named
-from nas.record import KB, Proxy, StudyInputs, StudyRecord, TrialResult
+from nas.record import KB, Evaluated, Proxy, StudyInputs, StudyRecord, TrialResult
 from nas.settings import DEFAULT_TRIALS, Settings, budget_of, default_name, load_settings
 from nas.shipped import load_target
 from nas.space import load_space
-from nas.study import load_study
+from nas.study import load_study, told
+
+EVALUATED = Path("studies") / "evaluated"
 
 
 def search(study: str | None = None, *, silent: bool = True, **settings: Any) -> StudyRecord:
@@ -84,15 +87,36 @@ def evaluate(
     """One architecture (canonical string or published name) through the whole pipeline, in another
     number format or for clips of another length if asked for.
 
-    The artefact goes to studies/evaluated/.
+    The artefact and its figures go to studies/evaluated/; reports of studies on the same
+    recordings and target show them as marks.
     """
     found, _ = architecture_named(architecture, quantization, clip_s)
     proxy = Proxy(epochs=_at_least_one(epochs)) if epochs is not None else Proxy()
     job = Job(load(data, tolerate_bad_files=tolerate_bad_files), load_target(target), proxy)
     key = f"{found} {job.dataset.fingerprint} {target} {proxy} {seed}"
-    stem = Path("studies/evaluated") / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    return evaluate_architecture(found, job, seed, stem)
+    stem = EVALUATED / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    with told("evaluated"):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        result = evaluate_architecture(found, job, seed, stem)
+        made = Evaluated(
+            architecture, job.dataset.fingerprint, job.target.name, proxy.epochs, result
+        )
+        write_whole(stem.with_suffix(".json"), msgspec.json.encode(made))
+    return result
+
+
+def evaluated(record: StudyRecord) -> list[Evaluated]:
+    """What `evaluate` has measured on the study's recordings and target."""
+    found = [
+        msgspec.json.decode(path.read_bytes(), type=Evaluated)
+        for path in sorted(EVALUATED.glob("*.json"))
+    ]
+    inputs = record.inputs
+    return [
+        made
+        for made in found
+        if (made.data_fingerprint, made.target) == (inputs.data_fingerprint, inputs.target)
+    ]
 
 
 def export(

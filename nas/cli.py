@@ -150,8 +150,24 @@ def _write_page(names: Sequence[str], storage: str | None, live: bool = False) -
         tables = {r.trial: layers(parse(r.architecture), len(inputs.classes)) for r in points}
         extras[record.name] = report.Extras(importance(record.name, storage), tables)
     page = Path("studies") / names[0] / "report.html"
-    report.write_html(records, page, extras=extras, live=live)
+    report.write_html(records, page, extras=extras, references=_references(records), live=live)
     return page
+
+
+def _references(records: Sequence[StudyRecord]) -> list[Any]:
+    """Marks for the published networks that `nas evaluate` trained on the same recordings."""
+    from nas import api, report
+    from nas.pareto import row
+
+    keys = ("accuracy", "size_kb", "latency_ms", "macs", "peak_ram_bytes")
+    marks = []
+    for made in api.evaluated(records[0]):
+        if "/" not in made.name:
+            figures = row(made.result, records[0].inputs.size_kind)
+            source = f"Trained here for {made.epochs} epochs by nas evaluate."
+            known = {key: figures[key] for key in keys}
+            marks.append(report.Reference(made.name, source=source, **known))
+    return marks
 
 
 def _load(name: str, storage: str | None) -> StudyRecord:

@@ -151,6 +151,16 @@ class StudyInputs(msgspec.Struct, frozen=True):
         return self.seed + trial
 
 
+class Evaluated(msgspec.Struct, frozen=True):
+    """One architecture trained and measured outside a study, under the name it was asked for."""
+
+    name: str
+    data_fingerprint: str
+    target: str
+    epochs: int
+    result: TrialResult
+
+
 class StudyRecord(msgspec.Struct, frozen=True):
     """One study as read back: its inputs and every recorded trial."""
 

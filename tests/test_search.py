@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -412,3 +416,71 @@ def test_a_latency_limit_keeps_slow_networks_off_the_front_and_out_of_export(wor
     assert done.returncode == 0 and "nothing within" not in done.stdout
     assert json.loads(nas_in(folder, workplace, "front", "tones", "--json").stdout) == []
     assert nas_in(folder, workplace, "export", "tones").returncode == 2
+
+
+def test_a_published_network_that_was_evaluated_is_a_mark_on_the_page(workplace):
+    flags = ["--data", "tones", "--epochs", "1", "--json"]
+    done = nas(workplace, "evaluate", "dscnn-mlperf-tiny", *flags)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures.keys() >= CONTRACT - {"trial"} and Path(figures["artifact"]).name
+    assert nas(workplace, "report", "tones").returncode == 0
+    page = (workplace / "studies" / "tones" / "report.html").read_text()
+    assert "dscnn-mlperf-tiny" in page and "Trained here for 1 epochs" in page
+
+
+def test_a_live_page_is_written_again_until_interrupted(workplace):
+    page = workplace / "studies" / "tones" / "report.html"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nas", "report", "tones", "--live"],
+        cwd=workplace,
+        env=environment(workplace),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().strip().endswith("report.html")
+    first = page.stat().st_mtime_ns
+    assert re.search(r"\"refresh_s\": ?10\b", page.read_text())
+    wait_for(lambda: page.stat().st_mtime_ns > first)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def test_two_studies_are_compared_on_one_page(workplace, tmp_path):
+    flags = ["--name", "again", "--trials", "1", "--seed", "3"]
+    assert nas(workplace, "search", "tones.toml", *flags).returncode == 0
+    done = nas(workplace, "report", "tones", "again")
+    assert done.returncode == 0, done.stderr
+    page = (workplace / "studies" / "tones" / "report.html").read_text()
+    assert "again" in page and "tones" in page
+
+
+def test_optuna_dashboard_opens_a_study(workplace):
+    pytest.importorskip("optuna_dashboard", reason="needs optuna-dashboard (extra 'dashboard')")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    storage = f"sqlite:///{workplace / 'studies' / 'tones' / 'study.db'}"
+    script = Path(sys.executable).with_name("optuna-dashboard")
+    server = subprocess.Popen(
+        [script, storage, "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        found: list[str] = []
+
+        def answered() -> bool:
+            with contextlib.suppress(OSError):
+                url = f"http://127.0.0.1:{port}/api/studies"
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    found.extend(s["study_name"] for s in json.load(answer)["study_summaries"])
+            return bool(found)
+
+        wait_for(answered)
+        assert found == ["tones"]
+    finally:
+        server.terminate()
+        server.wait()
