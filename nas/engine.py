@@ -1,13 +1,17 @@
 """The search: ask for an architecture, refuse what cannot fit, have it evaluated, record it.
 
-One process asks and records; its workers evaluate. Any number of such processes may join a study.
+One process asks and records; its workers evaluate. Other processes may join the study by name;
+each counts the trials of others that had ended when it started.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +122,8 @@ class _Run:
                         self._give(worker)
                 if self.running:
                     for worker in pools.ready(pool, timeout_s=1.0):
-                        self._take(worker, pool)
+                        with _deferred_interrupt():
+                            self._take(worker, pool)
                 self.progress.standing(self._standing())
         finally:
             for trial, architecture in list(self.running.values()):
@@ -225,6 +230,22 @@ class _Run:
         to_do = left + len(self.running) / 2
         by_trials = to_do * sum(seconds) / len(seconds) / len(self.running)
         return by_trials if by_time is None else max(0.0, min(by_time, by_trials))
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[None]:
+    """Ctrl-C waits until the result at hand is recorded."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted at all
+        return
+    pending: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pending.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pending:
+        raise KeyboardInterrupt
 
 
 def _event(result: TrialResult, inputs: StudyInputs) -> str:
