@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from nas import __version__
 from nas.errors import UserError
 
+MOST_SHOWN = 12  # of a list; all of it is in --json
+
 if TYPE_CHECKING:
     from nas.record import StudyRecord
 
@@ -402,7 +404,8 @@ def _readable(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(_readable(v) for v in value) or "none"
-    return str(value)
+        some = ", ".join(_readable(v) for v in value[:MOST_SHOWN])
+        return f"{len(value)}: {some}, ..." if len(value) > MOST_SHOWN else some or "none"
+    return str(value) if value not in (None, "") else "none"

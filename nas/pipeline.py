@@ -18,7 +18,7 @@ from nas.arch import Architecture
 from nas.cache import write_whole
 from nas.cost import estimate
 from nas.dataset import Dataset
-from nas.features import SplitFeatures, compute
+from nas.features import SplitFeatures, compute, front_end_ms
 from nas.measure import latency, logits, take_times
 from nas.network import build, to_onnx
 from nas.quantize import CALIBRATION_CLIPS, quantize
@@ -77,6 +77,7 @@ def evaluate_architecture(
         float_accuracy=on_float.accuracy,
         file_bytes=len(artifact),
         latency=latency(artifact, job.target, [first_times]),
+        front_end_ms=front_end_ms(architecture.front_end),
         artifact=os.fspath(stem.with_suffix(".onnx")),
         seconds=time.monotonic() - start,
         seconds_training=seconds_training,

@@ -84,7 +84,11 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One trial, whatever became of it. Fields that a state cannot know stay None."""
+    """One trial, whatever became of it. Fields that a state cannot know stay None.
+
+    `front_end_ms` is the time of the features of one clip, by torch on this machine; `latency`
+    is the network's alone.
+    """
 
     architecture: str
     state: State
@@ -94,6 +98,7 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
     float_accuracy: float | None = None
     file_bytes: int | None = None
     latency: Latency | None = None
+    front_end_ms: float | None = None
     artifact: str | None = None
     seconds: float = 0.0
     seconds_training: float = 0.0
