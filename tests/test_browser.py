@@ -253,6 +253,7 @@ def test_ten_thousand_trials_open(browser: Any, tmp_path: Path) -> None:
     record = study(10_000)
     write_html([record], tmp_path / "report.html")
     visit = Visit(browser, tmp_path / "report.html")
+    visit.page.wait_for_function("document.getElementById('chart').data.some(crowded)")
     points = visit.page.evaluate("document.getElementById('chart').data.map((t) => t.x.length)")
     scored = sum(r.score is not None or bool(r.rungs) for r in record.trials)
     on_front = len(front_rows(record))

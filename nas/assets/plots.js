@@ -22,10 +22,12 @@ const CONFIG = { displaylogo: false, responsive: true, displayModeBar: "hover", 
   modeBarButtons: [BUTTONS] };
 const narrow = () => innerWidth < 600;
 
+const crowded = (trace) => trace.x.length > 1000; // WebGL alone draws so many quickly
+
 function draw(id, figure) {
   if (!window.Plotly) return; // its script has not run yet
   const { data, layout } = painted(figure);
-  for (const t of data) if (t.x.length > 1000 && hasWebGL()) t.type = "scattergl";
+  for (const t of data) if (crowded(t) && hasWebGL()) t.type = "scattergl";
   // On a phone the names of the published networks would cover the front; pointing shows them.
   for (const t of data) if (narrow() && t.text) t.mode = "markers";
   layout.dragmode = narrow() ? false : "zoom";
@@ -37,9 +39,8 @@ let axis = "size_kb";
 let shown = null; // [study, index] of the open card
 let chosen = null; // the same, once somebody has opened one
 
-function drawFront() {
-  const figure = DATA.figures[axis];
-  draw("chart", { data: [...figure.data, selection()], layout: figure.layout });
+function drawFront(traces = DATA.figures[axis].data) {
+  draw("chart", { data: [...traces, selection()], layout: DATA.figures[axis].layout });
 }
 
 /** The open card's trial as a mark of its own, empty when it has no place on this axis. */

@@ -351,12 +351,16 @@ function recall() {
     node("p", { class: "hint" }, STUDIES[0].answer));
 }
 
-/** Called once plotly.js has run: the front at once, the lower plots when that is on screen. */
+/** Called once plotly.js has run: the front at once, what takes longer when that is on screen. */
 function start() {
-  drawFront();
+  const traces = DATA.figures[axis].data;
+  drawFront(traces.filter((t) => !crowded(t)));
   listen();
   document.documentElement.dataset.ready = "yes";
-  setTimeout(drawLower);
+  requestAnimationFrame(() => setTimeout(() => {
+    if (traces.some(crowded)) drawFront();
+    drawLower();
+  }));
 }
 
 /** Everything in the style sheet's present colours. */
