@@ -355,24 +355,38 @@ def _add_list(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    for name in _names(options.kind):
-        print(name)
+    listed = _listed(options.kind)
+    width = max((len(name) for name in listed), default=0)
+    for name, about in listed.items():
+        print(f"{name:{width}}  {about}".rstrip())
 
 
-def _names(kind: str) -> list[str]:
-    from nas import published, shipped
-
+def _listed(kind: str) -> dict[str, str]:
+    """What there is of a kind, and a few words on each."""
     if kind == "architectures":
-        return list(published.published())
+        from nas.published import published
+
+        return {name: network.paper for name, network in published().items()}
     if kind == "datasets":
         from nas.dataset import BUILT_IN
+        from nas.scenes import NOTE
 
-        return list(BUILT_IN)
-    names = shipped.names(kind)  # type: ignore[arg-type]
-    if kind == "studies":
-        own = sorted(path.parent.name for path in Path("studies").glob("*/study.db"))
-        names += [name for name in own if name not in names]
-    return names
+        return dict.fromkeys(BUILT_IN, NOTE)
+    from nas import shipped
+
+    if kind == "spaces":
+        return {name: _space_in_words(name) for name in shipped.names("spaces")}
+    if kind == "targets":
+        return {name: shipped.load_target(name).description for name in shipped.names("targets")}
+    own = sorted(path.parent.name for path in Path("studies").glob("*/study.db"))
+    return dict.fromkeys(own, "searched here") | dict.fromkeys(shipped.names("studies"), "built in")
+
+
+def _space_in_words(name: str) -> str:
+    from nas.space import load_space
+
+    space = load_space(name)
+    return f"{space.description} ({space.count():.2g} architectures)"
 
 
 def _name_and_storage(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import nas
 from nas.cli import main
 from nas.published import published
 from nas.shipped import names
+from nas.space import load_space
 
 
 @pytest.fixture(scope="module")
@@ -177,12 +178,20 @@ def test_show_prints_a_table_for_people(capsys):
 @pytest.mark.parametrize("kind", ["spaces", "targets", "architectures", "studies", "datasets"])
 def test_list_names_what_comes_with_nas(kind, capsys):
     assert main(["list", kind]) == 0
-    listed = capsys.readouterr().out.split()
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines]
     expected = {
         "architectures": list(published()),
         "datasets": ["synthetic-scenes"],
     }
     assert listed == (expected.get(kind) or names(kind))
+    assert all(len(line.split()) > 1 for line in lines)
+
+
+def test_list_says_how_many_architectures_a_space_holds(capsys):
+    assert main(["list", "spaces"]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["small"].endswith(f"({load_space('small').count():.2g} architectures)")
 
 
 def test_measure_json_follows_the_contract(tmp_path, capsys):
