@@ -286,14 +286,27 @@ def _show(options: argparse.Namespace) -> None:
         _print_json({"architecture": str(architecture), **figures, "layers": rows})
         return
     print(architecture)
-    print(f"{'layer':44} {'output':>13} {'params':>8} {'MACs':>11} {'bytes':>8} {'live RAM':>9}")
+    print(
+        f"{'layer':44} {'output':>13} {'params':>8} {'MACs':>11} {'live RAM':>9} "
+        f"{'weights':>8} {'scales':>7} {'graph':>6}"
+    )
     for layer in table:
         shape = "x".join(map(str, layer.output_shape))
         print(
             f"{layer.name:44} {shape:>13} {layer.parameters:>8,} {layer.macs:>11,} "
-            f"{layer.bytes:>8,} {layer.live_bytes:>9,}"
+            f"{layer.live_bytes:>9,} {layer.weight_bytes:>8,} {layer.scale_bytes:>7,} "
+            f"{layer.graph_bytes:>6,}"
         )
-    _print_pairs({"classes": classes, **msgspec.to_builtins(cost)})
+    figures = msgspec.to_builtins(cost)
+    print(f"predicted file in bytes: {_sum(figures.pop('ledger'), cost.file_bytes)}")
+    _print_pairs({"classes": classes, **figures})
+
+
+def _sum(ledger: dict[str, int], total: int) -> str:
+    """ "22,016 weights + 4,749 scales and biases + ... = 28,921" """
+    words = ("weights", "scales and biases", "graph", "container")
+    parts = (f"{size:,} {word}" for size, word in zip(ledger.values(), words, strict=True))
+    return f"{' + '.join(parts)} = {total:,}"
 
 
 def _add_measure(commands: Any) -> None:

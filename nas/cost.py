@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 from torch import nn
 
 from nas.arch import Architecture, FrontEnd
-from nas.ledger import WIDTH, file_bytes, weight_widths
-from nas.record import Cost, Layer
+from nas.ledger import WIDTH, Share, file_shares, weight_widths
+from nas.record import Cost, Layer, Ledger
 from nas.trace import Operation, operations
 
 _FLOAT_BYTES = 4  # the front end keeps one window of samples and its spectrum in float32
@@ -18,30 +19,41 @@ def layers(architecture: Architecture, classes: int) -> list[Layer]:
     """The layer table. Operations that run in place are counted with the one before them.
 
     `bytes` are the parameters at their stored width; `live_bytes` the feature maps that must be
-    in memory while the layer runs.
+    in memory while the layer runs. With the container of `estimate`'s ledger, the bytes of the
+    file add up to its predicted length.
     """
-    found = operations(architecture, classes)
+    found, quantization = operations(architecture, classes), architecture.quantization
     live = _live_bytes(found, architecture)
-    widths = weight_widths(found, architecture.quantization)
+    widths = weight_widths(found, quantization)
+    shares, _ = file_shares(found, architecture.front_end.shape, quantization)
     rows: list[Layer] = []
-    for i, operation in enumerate(found):
-        size = operation.parameters * widths[i]
+    for operation, width, share, alive in zip(found, widths, shares, live, strict=True):
+        row = _row(operation, width, share, alive)
         if operation.in_place and rows:
-            before = rows[-1]
-            rows[-1] = Layer(
-                before.name,
-                before.output_shape,
-                before.parameters + operation.parameters,
-                before.macs,
-                before.bytes + size,
-                before.live_bytes,
-            )
+            rows[-1] = _together(rows[-1], row)
         else:
-            name = f"{operation.name} {_label(operation)}"
-            rows.append(
-                Layer(name, operation.output, operation.parameters, operation.macs, size, live[i])
-            )
+            rows.append(row)
     return rows
+
+
+def _row(operation: Operation, width: int, share: Share, live_bytes: int) -> Layer:
+    return Layer(
+        name=f"{operation.name} {_label(operation)}",
+        output_shape=operation.output,
+        parameters=operation.parameters,
+        macs=operation.macs,
+        bytes=operation.parameters * width,
+        live_bytes=live_bytes,
+        weight_bytes=share.weights,
+        scale_bytes=share.scales,
+        graph_bytes=share.graph,
+    )
+
+
+def _together(before: Layer, in_place: Layer) -> Layer:
+    keys = ("parameters", "bytes", "weight_bytes", "scale_bytes", "graph_bytes")
+    sums = {key: getattr(before, key) + getattr(in_place, key) for key in keys}
+    return msgspec.structs.replace(before, **sums)
 
 
 def _label(operation: Operation) -> str:
@@ -74,15 +86,19 @@ def estimate(architecture: Architecture, classes: int) -> Cost:
     quantization = architecture.quantization
     widths = weight_widths(found, quantization)
     parameter_bytes = sum(o.parameters * w for o, w in zip(found, widths, strict=True))
+    shares, container = file_shares(found, architecture.front_end.shape, quantization)
+    weights, scales, graph = (sum(column) for column in zip(*shares, strict=True))
+    ledger = Ledger(weights, scales, graph, container)
     return Cost(
         parameters=sum(operation.parameters for operation in found),
         macs=sum(operation.macs for operation in found),
         parameter_bytes=parameter_bytes,
-        file_bytes=file_bytes(found, architecture.front_end.shape, quantization),
+        file_bytes=sum(msgspec.structs.astuple(ledger)),
         flash_bytes=parameter_bytes + 8 * _channels(found) * (quantization.scheme == "int8"),
         peak_ram_bytes=max(_live_bytes(found, architecture)),
         front_end_macs=front_end_macs(architecture.front_end),
         front_end_ram_bytes=2 * _FLOAT_BYTES * architecture.front_end.fft,
+        ledger=ledger,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from onnx import ModelProto, TensorProto, helper
 from torch import nn
@@ -59,6 +59,9 @@ def weight_widths(found: list[Operation], quantization: Quantization) -> list[in
         widths[convs[0]] = 4
     if quantization.keep_float in ("head", "both"):
         widths[convs[-1]] = 4
+    for i, operation in enumerate(found):
+        if operation.kind == "batchnorm2d":  # folded into what it follows
+            widths[i] = widths[operation.inputs[0]]
     return widths
 
 
@@ -68,9 +71,39 @@ def _is_scale(operation: Operation) -> bool:
     return operation.kind == "depthwise" and getattr(layer, "kernel_size", ()) == (1, 1)
 
 
-def file_bytes(found: list[Operation], shape: Shape, quantization: Quantization) -> int:
-    """Length in bytes of the slimmed ONNX file; `shape` is the features' (C, F, T)."""
-    return _Sketch(found, quantization).draw().length(shape)
+class Share(NamedTuple):
+    """What one operation takes of the file, in bytes."""
+
+    weights: int
+    scales: int
+    graph: int
+
+
+def file_shares(
+    found: list[Operation], shape: Shape, quantization: Quantization
+) -> tuple[list[Share], int]:
+    """Bytes of the slimmed ONNX file for each operation, and those of the container around them;
+    their sum is the file's length. `shape` is the features' (C, F, T)."""
+    sketch = _Sketch(found, quantization).draw()
+    model = sketch.model(shape)
+    shares = [Share(0, 0, 0)] * len(found)
+    for node, i in zip(model.graph.node, sketch.node_owners, strict=True):
+        shares[i] = _plus(shares[i], Share(0, 0, _embedded(node)))
+    for tensor, i in zip(model.graph.initializer, sketch.tensor_owners, strict=True):
+        data, weights = len(tensor.raw_data), len(tensor.dims) == 4
+        header = _embedded(tensor) - data
+        shares[i] = _plus(shares[i], Share(data * weights, data * (not weights), header))
+    return shares, int(model.ByteSize()) - sum(map(sum, shares))
+
+
+def _plus(first: Share, second: Share) -> Share:
+    return Share(*map(sum, zip(first, second, strict=True)))
+
+
+def _embedded(part: Any) -> int:
+    """Bytes of a message inside another: a tag, the length as a varint, the content."""
+    size = int(part.ByteSize())
+    return 1 + max(1, math.ceil(size.bit_length() / 7)) + size
 
 
 @dataclass
@@ -84,6 +117,10 @@ class _Sketch:
     value: dict[int, str] = field(default_factory=lambda: {-1: "input"})
     signed: dict[int, bool] = field(default_factory=lambda: {-1: True})
     quantised: set[str] = field(default_factory=set)
+    # The operation that each node and tensor is counted with.
+    node_owners: list[int] = field(default_factory=list)
+    tensor_owners: list[int] = field(default_factory=list)
+    at: int = 0
 
     def draw(self) -> _Sketch:
         self.int8 = self.quantization.scheme == "int8"
@@ -102,7 +139,7 @@ class _Sketch:
         return self
 
     def _operation(self, i: int) -> None:
-        operation = self.found[i]
+        self.at, operation = i, self.found[i]
         inputs = [self.value[source] for source in operation.inputs]
         kind, layer = operation.kind, operation.module
         signed = any(self.signed[source] for source in operation.inputs)
@@ -276,17 +313,20 @@ class _Sketch:
         output = f"v{len(self.nodes)}"
         given = {key: value for key, value in attributes.items() if value is not None}
         self.nodes.append((op, inputs, output, given))
+        self.node_owners.append(self.at)
         return output
 
     def _tensor(self, name: str, dims: tuple[int, ...], kind: int) -> str:
-        self.tensors[name] = (dims, kind)
+        if name not in self.tensors:
+            self.tensors[name] = (dims, kind)
+            self.tensor_owners.append(self.at)
         return name
 
     def _shape(self, dims: tuple[int, ...]) -> str:
         return self._tensor("x".join(map(str, dims)), dims, TensorProto.INT64)
 
-    def length(self, shape: Shape) -> int:
-        """Bytes of the model with names as short as slimming makes them."""
+    def model(self, shape: Shape) -> ModelProto:
+        """The file with empty weights and names as short as slimming makes them."""
         names = self._short_names()
         model = ModelProto(ir_version=8)
         model.opset_import.append(helper.make_opsetid("", OPSET))
@@ -300,7 +340,7 @@ class _Sketch:
             model.graph.node.append(helper.make_node(op, *short, **attributes))
         for name, (dims, kind) in self.tensors.items():
             model.graph.initializer.append(_tensor(names[name], dims, kind))
-        return int(model.ByteSize())
+        return model
 
     def _short_names(self) -> dict[str, str]:
         """The right lengths: one letter for the names that are written most often."""

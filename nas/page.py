@@ -189,5 +189,6 @@ def _details(result: TrialResult, extras: Extras) -> dict[str, Any]:
         "groups": _lowest(score.group_accuracy) if score else [],
         "rungs": [(epoch, short(accuracy)) for epoch, accuracy in result.rungs],
         "layers": extras.layers.get(result.trial, ()),
+        "ledger": result.cost.ledger if result.cost else None,
         "test": test and (test.accuracy, test.accuracy_low, test.accuracy_high),
     }

@@ -21,7 +21,11 @@ KB = 1024
 
 
 class Layer(msgspec.Struct, frozen=True):
-    """One row of the layer table; `output_shape` is (channels, frequency, time)."""
+    """One row of the layer table; `output_shape` is (channels, frequency, time).
+
+    `bytes` are its parameters at their stored width (the DCASE rule); what it takes of the file
+    are `weight_bytes`, `scale_bytes` and `graph_bytes`, as in Ledger.
+    """
 
     name: str
     output_shape: tuple[int, ...]
@@ -29,6 +33,22 @@ class Layer(msgspec.Struct, frozen=True):
     macs: int
     bytes: int
     live_bytes: int
+    weight_bytes: int = 0
+    scale_bytes: int = 0
+    graph_bytes: int = 0
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """Where the bytes of the file are, predicted; they add up to `file_bytes` exactly.
+
+    `scale_bytes` hold scales, zero points and biases; `graph_bytes` the nodes, their attributes
+    and the headers of tensors; `container_bytes` the ends of the network and the file's frame.
+    """
+
+    weight_bytes: int
+    scale_bytes: int
+    graph_bytes: int
+    container_bytes: int
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -47,6 +67,7 @@ class Cost(msgspec.Struct, frozen=True):
     peak_ram_bytes: int
     front_end_macs: int = 0
     front_end_ram_bytes: int = 0
+    ledger: Ledger | None = None
 
     @property
     def ram_bytes(self) -> int:

@@ -171,7 +171,7 @@ def _other(
 def layer_table() -> list[Layer]:
     """A short layer table."""
     return [
-        Layer("stem", (16, 32, 50), 160, 230400, 224, 51200),
+        Layer("stem", (16, 32, 50), 160, 230400, 224, 51200, 144, 132, 191),
         Layer("stage 2, block 1, depthwise", (16, 32, 50), 160, 230400, 224, 51200),
         Layer("stage 2, block 1, pointwise", (32, 16, 25), 544, 204800, 640, 38400),
         Layer("head", (10, 1, 1), 330, 320, 370, 1290),

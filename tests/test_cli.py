@@ -165,6 +165,9 @@ def test_show_json_follows_the_contract_and_its_layers_add_up(capsys):
         assert sum(layer[key] for layer in shown["layers"]) == shown[key]
     assert sum(layer["bytes"] for layer in shown["layers"]) == shown["parameter_bytes"]
     assert max(layer["live_bytes"] for layer in shown["layers"]) == shown["peak_ram_bytes"]
+    assert sum(shown["ledger"].values()) == shown["file_bytes"]
+    for key in ("weight_bytes", "scale_bytes", "graph_bytes"):
+        assert sum(layer[key] for layer in shown["layers"]) == shown["ledger"][key]
     keys = {"name", "output_shape", "parameters", "macs", "bytes", "live_bytes"}
     assert all(layer.keys() >= keys for layer in shown["layers"])
 

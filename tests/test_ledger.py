@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from choosing import RandomTrial
+from onnx import ModelProto
 from test_network import BLOCKS, awake, example
 
 from nas.arch import Architecture, parse
-from nas.cost import estimate
+from nas.cost import estimate, layers
 from nas.network import build, to_onnx
 from nas.quantize import quantize
 from nas.shipped import names
@@ -18,18 +19,44 @@ from nas.space import load_space
 SCHEMES = ["float32", "float16", "int8_channel_none", "int8_tensor_both"]
 
 
-def real_length(architecture: Architecture) -> int:
+def real_file(architecture: Architecture) -> ModelProto:
     network = awake(build(architecture, classes=10))
     shape = architecture.front_end.shape
     clips = np.random.default_rng(0).standard_normal((8, *shape), np.float32)
-    model = quantize(to_onnx(network, shape), architecture.quantization, clips)
-    return len(model.SerializeToString())
+    return quantize(to_onnx(network, shape), architecture.quantization, clips)
 
 
 def assert_predicted(architecture: Architecture) -> None:
-    real = real_length(architecture)
+    real = len(real_file(architecture).SerializeToString())
     predicted = estimate(architecture, classes=10).file_bytes
     assert abs(predicted - real) <= max(100, 0.01 * real), str(architecture)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("block", BLOCKS[::3])
+def test_the_ledger_adds_up_and_its_weights_are_those_of_the_file(block, scheme):
+    torch.manual_seed(0)
+    architecture = parse(example(block, scheme=scheme))
+    cost, rows = estimate(architecture, 10), layers(architecture, 10)
+    ledger = cost.ledger
+    parts = ("weight_bytes", "scale_bytes", "graph_bytes")
+    sums = [sum(getattr(row, part) for row in rows) for part in parts]
+    assert sums == [getattr(ledger, part) for part in parts]
+    assert sum(sums) + ledger.container_bytes == cost.file_bytes
+    stored = [(len(t.dims), len(t.raw_data)) for t in real_file(architecture).graph.initializer]
+    assert ledger.weight_bytes == sum(size for rank, size in stored if rank == 4)
+    # Scales and zero points that happen to be equal are stored once.
+    assert 0 <= ledger.scale_bytes - sum(size for rank, size in stored if rank != 4) <= 100
+
+
+def test_parameter_bytes_are_the_parameters_at_their_stored_width():
+    def sizes(scheme):
+        cost = estimate(parse(example("ds_n2_k3x3_s2x1_c24_relu_q0_g1_p0", scheme=scheme)), 10)
+        return cost.parameters, cost.parameter_bytes
+
+    assert [sizes(s)[1] / sizes(s)[0] for s in SCHEMES[:3]] == [4, 2, 1]
+    stem, norm, head = 16 * 9, 2 * 16, 24 * 10 + 10
+    assert sizes("int8_tensor_both")[1] == sizes(SCHEMES[2])[1] + 3 * (stem + norm + head)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

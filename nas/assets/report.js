@@ -148,6 +148,7 @@ function cardOf(study, index) {
     weakest("Weakest groups", detail.groups),
     titledIf(detail.confusion?.length, "Confusion, rows are the truth",
       () => confusion(s.classes, detail.confusion)),
+    titledIf(detail.ledger, "Bytes of the file, predicted", () => ledger(detail.ledger)),
     titledIf(detail.layers?.length, "Layers", () => layers(detail.layers)),
   ];
   return parts.flat().filter(Boolean);
@@ -245,9 +246,18 @@ function mistakes(classes, counts) {
   return words.length ? "Most often: " + words.join(", ") : "No mistake.";
 }
 
-const layers = (rows) => table(["<layer", "<output", "params", "MACs", "bytes", "live bytes"],
+function ledger(sizes) {
+  const parts = [[sizes.weight_bytes, "weights"], [sizes.scale_bytes, "scales and biases"],
+    [sizes.graph_bytes, "graph"], [sizes.container_bytes, "container"]];
+  const sum = parts.reduce((total, [size]) => total + size, 0);
+  return node("p", null, parts.map(([size, word]) => `${whole(size)} ${word}`).join(" + "), ` = ${whole(sum)}`);
+}
+
+const layers = (rows) => table(
+  ["<layer", "<output", "params", "MACs", "live bytes", "weights", "scales", "graph"],
   rows.map((l) => [null, l.name, l.output_shape.join("\u00d7"),
-    ...[l.parameters, l.macs, l.bytes, l.live_bytes].map(whole)]), { class: "layers" });
+    ...[l.parameters, l.macs, l.live_bytes, l.weight_bytes, l.scale_bytes, l.graph_bytes].map(whole)]),
+  { class: "layers" });
 
 // --- the tables
 
