@@ -391,8 +391,9 @@ def _listed(kind: str) -> dict[str, str]:
         return {name: _space_in_words(name) for name in shipped.names("spaces")}
     if kind == "targets":
         return {name: shipped.load_target(name).description for name in shipped.names("targets")}
+    built_in = dict.fromkeys(shipped.names("studies"), "built in")
     own = sorted(path.parent.name for path in Path("studies").glob("*/study.db"))
-    return dict.fromkeys(own, "searched here") | dict.fromkeys(shipped.names("studies"), "built in")
+    return built_in | {name: "searched here" for name in own if name not in built_in}
 
 
 def _space_in_words(name: str) -> str:
