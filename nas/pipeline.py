@@ -108,8 +108,8 @@ def artifact_of(
 
 
 def tensor(split: SplitFeatures) -> torch.Tensor:
-    """The split's features in memory, [windows, C, F, T]."""
-    return torch.from_numpy(np.array(split.features))
+    """The split's features, [windows, C, F, T]; mapped from disk, so that workers share them."""
+    return torch.from_numpy(split.features)
 
 
 def score_of(outputs: NDArray[np.float32], split: SplitFeatures, dataset: Dataset) -> Score:

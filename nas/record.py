@@ -141,7 +141,9 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The short training of a trial; also the recipe of the full one, with more epochs.
 
     `mixup` is the Beta distribution's parameter (0: none); `gain` the largest change of level, in
-    standard deviations of the log-mel features; `frequency_mask` in bands.
+    standard deviations of the log-mel features; `frequency_mask` in bands; `time_mask_share` and
+    `time_shift_share` in clip lengths; `mixstyle_share` the share of the batches that freq-MixStyle
+    changes.
     """
 
     epochs: Annotated[int, Meta(ge=1)] = 20
@@ -153,6 +155,8 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gain: Annotated[float, Meta(ge=0)] = 1.5
     frequency_mask: Annotated[int, Meta(ge=0)] = 8
     time_mask_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    time_shift_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    mixstyle_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
 class StudyInputs(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """One training loop, for the proxy and the full training alike.
 
-On the CPU: channels-last, bfloat16 autocast, one contiguous tensor, one thread per process.
+On the CPU: channels-last, bfloat16 autocast, one thread per process.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchaudio import transforms
 
+from nas.augment import Augmentation
 from nas.record import Proxy
 
 
@@ -41,17 +41,17 @@ def train(
 ) -> Iterator[int]:
     """Trains the network in place; yields the number of finished epochs after each of them.
 
-    features: [N, C, F, T], labels: [N] int64. Stop asking for epochs to stop early.
-    AdamW (Loshchilov & Hutter 2019) with a one-cycle schedule, label smoothing, changes of level,
-    SpecAugment masks (Park et al. 2019) and, if asked for, mixup (Zhang et al. 2018).
+    features: [N, C, F, T], which may be mapped from disk; labels: [N] int64. Stop asking for
+    epochs to stop early. AdamW (Loshchilov & Hutter 2019) with a one-cycle schedule, label
+    smoothing and augmented batches.
     """
     random = torch.Generator().manual_seed(seed)
     network.to(memory_format=torch.channels_last)
-    features = features.to(torch.bfloat16)
     parameters = _weight_decay_groups(network, proxy.weight_decay)
     optimizer = torch.optim.AdamW(parameters, lr=proxy.learning_rate, fused=True)
     batches = math.ceil(len(features) / proxy.batch)
-    masks = _masks(proxy, features.shape)
+    bands, frames = features.shape[2:]
+    augment = Augmentation(proxy, bands, frames, seed)
     targets = functional.one_hot(labels, classes).float()
     for epoch in range(proxy.epochs):
         network.train()
@@ -62,10 +62,9 @@ def train(
             progress = (epoch * batches + step) / (proxy.epochs * batches)
             for group in optimizer.param_groups:
                 group["lr"] = proxy.learning_rate * one_cycle(progress)
-            x = masks(_gain(features[rows], proxy.gain, random))
-            x, y = _mixup(x, targets[rows], proxy.mixup, random)
+            x, y = augment(features[rows].float(), targets[rows])
             with autocast():
-                logits = network(x.contiguous(memory_format=torch.channels_last))
+                logits = network(x.to(torch.bfloat16, memory_format=torch.channels_last))
             loss = functional.cross_entropy(
                 logits.float(), y, label_smoothing=proxy.label_smoothing
             )
@@ -101,31 +100,3 @@ def _weight_decay_groups(network: nn.Module, decay: float) -> list[dict[str, obj
         {"params": matrices, "weight_decay": decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-
-
-def _masks(proxy: Proxy, shape: torch.Size) -> nn.Module:
-    bands, frames = shape[2], shape[3]
-    return nn.Sequential(
-        transforms.FrequencyMasking(min(proxy.frequency_mask, bands // 2), iid_masks=True),
-        transforms.TimeMasking(max(1, int(proxy.time_mask_share * frames)), iid_masks=True),
-    )
-
-
-def _gain(x: Tensor, most: float, random: torch.Generator) -> Tensor:
-    """Every second clip louder or softer: on log-mel, a constant; deltas do not change with the
-    level. The other clips keep it, as it may tell classes apart."""
-    shift = (2 * torch.rand(len(x), 1, 1, generator=random) - 1) * most
-    shift[::2] = 0
-    x[:, 0] += shift.to(x.dtype)
-    return x
-
-
-def _mixup(x: Tensor, y: Tensor, alpha: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Blends each clip with another; the share is drawn from Beta(alpha, alpha)."""
-    if alpha <= 0:
-        return x, y
-    rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=random)))
-    share = torch.from_numpy(rng.beta(alpha, alpha, len(x)).astype(np.float32))
-    other = torch.randperm(len(x), generator=random)
-    a = share[:, None, None, None].to(x.dtype)
-    return a * x + (1 - a) * x[other], share[:, None] * y + (1 - share[:, None]) * y[other]
