@@ -24,7 +24,7 @@ from nas.cost import estimate
 from nas.errors import UserError
 from nas.features import FLOOR, Features, compute, waveforms
 from nas.measure import latency, logits
-from nas.pipeline import Job, artifact_of, score_of, trained
+from nas.pipeline import Artifact, Job, artifact_of, score_of, trained
 from nas.record import KB, Score, StudyRecord, TrialResult
 
 SUMS = "SHA256SUMS"
@@ -96,7 +96,10 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
     architecture, dataset = parse(result.architecture), job.dataset
     seed = record.inputs.seed_of(result.trial)
     features = compute(dataset, architecture.front_end)
-    artifact = _retrained(architecture, job, features, seed) if retrain else _own(result)
+    made = (
+        _retrained(architecture, job, features, seed) if retrain else Artifact(_own(result), None)
+    )
+    artifact = made.content
     _refuse_outgrown(artifact, result, record)
     scale = features.mean, features.std
     validation = features.split("validation")
@@ -111,7 +114,7 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
         artifact=artifact,
         classifier=classifier(artifact, architecture, *scale, dataset.classes),
         cost=estimate(architecture, len(dataset.classes)),
-        latency=latency(artifact, job.target),
+        latency=latency(artifact, job.target, parent=made.parent),
         end_to_end=latency(single, job.target),
         promised=result.score,
         validation=score_of(outputs, validation, dataset),
@@ -120,7 +123,7 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
     )
 
 
-def _retrained(architecture: Architecture, job: Job, features: Features, seed: int) -> bytes:
+def _retrained(architecture: Architecture, job: Job, features: Features, seed: int) -> Artifact:
     training = features.split("train")
     return artifact_of(trained(architecture, job, training, seed), architecture, training, seed)
 

@@ -140,6 +140,7 @@ def _groups(network: Network) -> str:
 
 def _cost(network: Network, record: StudyRecord) -> str:
     cost, latency, whole = network.cost, network.latency, network.end_to_end
+    in_float = [] if latency.float_latency_ms is None else [latency.float_latency_ms]
     rows = [
         ["model.onnx (features to logits)", f"{kb_text(len(network.artifact))} KB, measured"],
         ["classifier.onnx (waveform to probabilities)", f"{kb_text(len(network.classifier))} KB"],
@@ -147,6 +148,7 @@ def _cost(network: Network, record: StudyRecord) -> str:
         ["multiply-accumulates per clip", f"{cost.macs:,}"],
         ["peak memory of the feature maps", f"{kb_text(cost.peak_ram_bytes)} KB, estimated"],
         ["latency of model.onnx", f"{latency.latency_ms:.3g} ms, {latency.latency_kind}"],
+        *[["the same network in float32", f"{ms:.3g} ms, timed beside it"] for ms in in_float],
         ["latency of classifier.onnx", f"{whole.latency_ms:.3g} ms, {whole.latency_kind}"],
         ["energy", "not measured"],
         ["number format", str(network.architecture.quantization)],

@@ -251,10 +251,12 @@ def _deferred_interrupt() -> Iterator[None]:
 def _event(result: TrialResult, inputs: StudyInputs) -> str:
     if result.score is None or result.latency is None:
         return f"trial {result.trial} {result.state}: {result.reason}"
-    kb = size_bytes(result, inputs.size_kind) / KB
+    kb, ms = size_bytes(result, inputs.size_kind) / KB, result.latency.latency_ms
+    in_float = result.latency.float_latency_ms
+    slower = f" (float32: {in_float:.2f})" if in_float and in_float < ms else ""
     return (
         f"trial {result.trial}: {percent(result.score.accuracy)} % at {kb:.1f} KB, "
-        f"{result.latency.latency_ms:.2f} ms, {result.seconds:.0f} s  {result.architecture}"
+        f"{ms:.2f} ms{slower}, {result.seconds:.0f} s  {result.architecture}"
     )
 
 

@@ -12,7 +12,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,21 +121,25 @@ def logits(model_bytes: bytes, features: Floats) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Times:
-    """Single runs of a network and of the reference network, taken alternately at one moment."""
+    """Single runs of a network, of the reference network and, if given, of the network's float
+    parent, taken alternately at one moment."""
 
     network_ms: NDArray[np.float64]
     reference_ms: NDArray[np.float64]
+    parent_ms: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
 
-def take_times(model_bytes: bytes, target: TargetProfile) -> Times:
+def take_times(model_bytes: bytes, target: TargetProfile, parent: bytes | None = None) -> Times:
     """Times of a fraction of a second now; give those of other moments to `latency`.
 
-    Weights do not change the time, so a network can be timed before it is trained. Waits while
-    another process of this machine measures. Raises UserError as `check` does, and for a
-    provider that this ONNX Runtime lacks.
+    `parent` is the same network in float32, to be timed in the same bursts. Weights do not change
+    the time, so a network can be timed before it is trained. Waits while another process of this
+    machine measures. Raises UserError as `check` does, and for a provider that this ONNX Runtime
+    lacks.
     """
-    runs = [_runner(model_bytes, target), _runner(reference_network(), target)]
-    taken: list[list[float]] = [[], []]
+    files = [model_bytes, reference_network(), *([parent] if parent else [])]
+    runs = [_runner(file, target) for file in files]
+    taken: list[list[float]] = [[] for _ in runs]
     with _measuring_alone(pin=target.threads == 1):
         for run in runs:
             _burst(run, 2 * RUNS_PER_BURST)
@@ -146,19 +150,27 @@ def take_times(model_bytes: bytes, target: TargetProfile) -> Times:
     return Times(*(np.array(times) * 1e3 for times in taken))
 
 
-def latency(model_bytes: bytes, target: TargetProfile, earlier: Sequence[Times] = ()) -> Latency:
+def latency(
+    model_bytes: bytes,
+    target: TargetProfile,
+    earlier: Sequence[Times] = (),
+    parent: bytes | None = None,
+) -> Latency:
     """Time of one inference, from `earlier` moments and now, at least MOMENTS of them together.
+
+    `parent` is the same network in float32, whose time is then told as well.
 
     The figure is the minimum: a busy neighbour and a slow phase of the machine only ever add
     time, and the minimum over bursts at several moments repeats within about 1 % where the
     median moves by 10 %.
     """
-    moments = [*earlier, take_times(model_bytes, target)]
+    moments = [*earlier, take_times(model_bytes, target, parent)]
     while len(moments) < MOMENTS:
         time.sleep(SECONDS_BETWEEN_MOMENTS)
-        moments.append(take_times(model_bytes, target))
+        moments.append(take_times(model_bytes, target, parent))
     network = np.concatenate([times.network_ms for times in moments])
     reference = np.concatenate([times.reference_ms for times in moments])
+    parents = np.concatenate([times.parent_ms for times in moments])
     return Latency(
         latency_ms=float(network.min()),
         latency_median_ms=float(np.median(network)),
@@ -166,6 +178,7 @@ def latency(model_bytes: bytes, target: TargetProfile, earlier: Sequence[Times] 
         reference_ratio=float(network.min() / reference.min()),
         latency_kind="measured",
         device=_device(target),
+        float_latency_ms=float(parents.min()) if len(parents) else None,
     )
 
 

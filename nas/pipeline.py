@@ -10,22 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
+from onnx import ModelProto
 from safetensors.torch import save
 from torch import nn
 
-from nas.arch import Architecture
+from nas.arch import Architecture, Quantization
 from nas.cache import write_whole
 from nas.cost import estimate
 from nas.dataset import Dataset
+from nas.errors import UserError
 from nas.features import SplitFeatures, compute, front_end_ms
 from nas.measure import latency, logits, take_times
 from nas.network import build, to_onnx
+from nas.pareto import quantization
 from nas.quantize import CALIBRATION_CLIPS, quantize
 from nas.record import Budget, Cost, Proxy, Score, SizeKind, TrialResult
 from nas.score import score
 from nas.target import TargetProfile
 from nas.train import one_thread, predict, train
+
+MOST_LOST = 0.05
 
 
 @dataclass(frozen=True)
@@ -64,25 +70,57 @@ def evaluate_architecture(
     network = trained(architecture, job, training, seed)
     seconds_training = time.monotonic() - training_start
     artifact = artifact_of(network, architecture, training, seed)
-    first_times = take_times(artifact, job.target)
-    on_artifact = score_of(logits(artifact, validation.features), validation, job.dataset)
-    on_float = score_of(predict(network, tensor(validation)), validation, job.dataset)
-    write_whole(stem.with_suffix(".onnx"), artifact)
+    write_whole(stem.with_suffix(".onnx"), artifact.content)
     write_whole(stem.with_suffix(".safetensors"), save(weights(network)))
-    return TrialResult(
+    result = TrialResult(
         architecture=str(architecture),
         state="complete",
         cost=estimate(architecture, classes),
-        score=on_artifact,
-        float_accuracy=on_float.accuracy,
-        file_bytes=len(artifact),
-        latency=latency(artifact, job.target, [first_times]),
+        file_bytes=len(artifact.content),
         front_end_ms=front_end_ms(architecture.front_end),
         artifact=os.fspath(stem.with_suffix(".onnx")),
-        seconds=time.monotonic() - start,
         seconds_training=seconds_training,
-        finished_at=time.time(),
     )
+    outputs = predict(network, tensor(validation))
+    result = measured(result, artifact, outputs, validation, job)
+    return replace(result, seconds=time.monotonic() - start, finished_at=time.time())
+
+
+def measured(
+    result: TrialResult,
+    artifact: Artifact,
+    float_outputs: NDArray[np.float32],
+    validation: SplitFeatures,
+    job: Job,
+) -> TrialResult:
+    """`result` with what the artefact does; failed, with the reason, if its quantisation broke.
+
+    `float_outputs` are the float network's logits [windows, classes] for the same windows. Broken
+    is a file that ONNX Runtime refuses, that gives NaN, or that fails `refuse_broken`.
+    """
+    on_float = score_of(float_outputs, validation, job.dataset)
+    result = replace(result, float_accuracy=on_float.accuracy)
+    try:
+        times = take_times(artifact.content, job.target, artifact.parent)
+        outputs = logits(artifact.content, validation.features)
+        error = np.sqrt(np.square(outputs - float_outputs).mean()) / max(float_outputs.std(), 1e-9)
+        result = replace(result, logit_error=float(error))
+        score = score_of(outputs, validation, job.dataset)
+        refuse_broken(score, on_float)
+        times_of = latency(artifact.content, job.target, [times], artifact.parent)
+    except UserError as trouble:
+        return replace(result, state="failed", reason=f"{quantization(result)} broke it: {trouble}")
+    return replace(result, score=score, latency=times_of)
+
+
+def refuse_broken(artifact: Score, parent: Score) -> None:
+    """Raises UserError if quantising lost more than MOST_LOST of the accuracy beyond noise: if
+    even the upper end of the artefact's interval is so far below its float parent."""
+    if parent.accuracy - artifact.accuracy_high > MOST_LOST:
+        raise UserError(
+            f"accuracy {artifact.accuracy:.1%} (at most {artifact.accuracy_high:.1%}) against "
+            f"{parent.accuracy:.1%} in float"
+        )
 
 
 def trained(architecture: Architecture, job: Job, training: SplitFeatures, seed: int) -> nn.Module:
@@ -97,14 +135,28 @@ def trained(architecture: Architecture, job: Job, training: SplitFeatures, seed:
     return network
 
 
+@dataclass(frozen=True)
+class Artifact:
+    """The ONNX bytes that ship; `parent` is the same network in float32, None if it is that."""
+
+    content: bytes
+    parent: bytes | None
+
+
 def artifact_of(
     network: nn.Module, architecture: Architecture, training: SplitFeatures, seed: int
-) -> bytes:
-    """The ONNX bytes that ship; int8 is calibrated on clips drawn from the training split."""
+) -> Artifact:
+    """The file that ships; int8 is calibrated on clips drawn from the training split."""
     model = to_onnx(network, architecture.front_end.shape)
     rows = np.random.default_rng(seed).permutation(len(training.features))[:CALIBRATION_CLIPS]
     clips = training.features[np.sort(rows)].astype(np.float32)
-    return bytes(quantize(model, architecture.quantization, clips).SerializeToString())
+    formats = architecture.quantization, Quantization("float32")
+    files = [_bytes(quantize(model, wanted, clips)) for wanted in formats]
+    return Artifact(files[0], files[1] if formats[0] != formats[1] else None)
+
+
+def _bytes(model: ModelProto) -> bytes:
+    return bytes(model.SerializeToString())
 
 
 def tensor(split: SplitFeatures) -> torch.Tensor:

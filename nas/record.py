@@ -76,11 +76,12 @@ class Cost(msgspec.Struct, frozen=True):
         return self.peak_ram_bytes + self.front_end_ram_bytes
 
 
-class Latency(msgspec.Struct, frozen=True):
+class Latency(msgspec.Struct, frozen=True, omit_defaults=True):
     """Time of one inference on one device, one clip.
 
     `latency_ms` is the minimum over interleaved bursts; `reference_ratio` is that minimum over
-    the minimum of a fixed reference network timed in the same window.
+    the minimum of a fixed reference network timed in the same window; `float_latency_ms` is the
+    minimum of the same network in float32, if that was timed beside it.
     """
 
     latency_ms: float
@@ -89,6 +90,7 @@ class Latency(msgspec.Struct, frozen=True):
     reference_ratio: float
     latency_kind: LatencyKind
     device: str
+    float_latency_ms: float | None = None
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -108,7 +110,8 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """One trial, whatever became of it. Fields that a state cannot know stay None.
 
     `front_end_ms` is the time of the features of one clip, by torch on this machine; `latency`
-    is the network's alone.
+    is the network's alone. `logit_error` is the root mean square difference of the artefact's
+    logits from the float network's on the validation clips, as a share of the latter's spread.
     """
 
     architecture: str
@@ -117,6 +120,7 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
     cost: Cost | None = None
     score: Score | None = None
     float_accuracy: float | None = None
+    logit_error: float | None = None
     file_bytes: int | None = None
     latency: Latency | None = None
     front_end_ms: float | None = None

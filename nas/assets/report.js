@@ -190,7 +190,9 @@ function lossOf(t) {
   const change = 100 * (t.accuracy - t.float_accuracy);
   const words = `${percent(t.float_accuracy)} % in float, ${percent(t.accuracy)} % as ` +
     `${scheme(t).split("_")[0]}: ${change < 0 ? "\u2212" : "+"}${Math.abs(change).toFixed(1)} points`;
-  return titled("What the number format costs", node("p", null, words));
+  const times = known(t.float_latency_ms)
+    ? `; ${figures(t.float_latency_ms)} ms in float, ${figures(t.latency_ms)} ms as it is` : "";
+  return titled("What the number format costs", node("p", null, words + times));
 }
 
 function weakest(title, rows) {

@@ -97,7 +97,7 @@ def folded(architecture: Architecture) -> Row:
         network = trained(architecture, Job(data, load_target("host"), RECIPE), training, 0)
         for name in FORMATS:
             variant = replace(architecture, quantization=parse_quantization(name))
-            artifact = artifact_of(network, variant, training, 0)
+            artifact = artifact_of(network, variant, training, 0).content
             sizes[name] = len(artifact)
             outputs[name].append(logits(artifact, test.features))
         tested.append(test)
