@@ -1,14 +1,15 @@
 """One training loop, for the proxy and the full training alike.
 
-On the CPU: channels-last, bfloat16 autocast, one thread per process.
+On the CPU: float32, channels-last, one thread per process, and no memory given back between steps.
+bfloat16 was slower on most of these networks (docs/benchmarks.md).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -31,9 +32,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def autocast() -> AbstractContextManager[None]:
-    """The number format of training: bfloat16 where torch holds it safe."""
-    return torch.autocast("cpu", torch.bfloat16)
+def keep_memory() -> None:
+    """Has glibc keep freed memory: by default each feature map of a step is mapped anew and its
+    pages are zeroed by the kernel, which was seen to take a third of the time. Does nothing where
+    the C library has no such setting."""
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(m_mmap_threshold, 1 << 30)
+        mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
 def train(
@@ -45,6 +52,7 @@ def train(
     epochs to stop early. AdamW (Loshchilov & Hutter 2019) with a one-cycle schedule, label
     smoothing and augmented batches.
     """
+    keep_memory()
     random = torch.Generator().manual_seed(seed)
     network.to(memory_format=torch.channels_last)
     parameters = _weight_decay_groups(network, proxy.weight_decay)
@@ -63,11 +71,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = proxy.learning_rate * one_cycle(progress)
             x, y = augment(features[rows].float(), targets[rows])
-            with autocast():
-                logits = network(x.to(torch.bfloat16, memory_format=torch.channels_last))
-            loss = functional.cross_entropy(
-                logits.float(), y, label_smoothing=proxy.label_smoothing
-            )
+            logits = network(x.contiguous(memory_format=torch.channels_last))
+            loss = functional.cross_entropy(logits, y, label_smoothing=proxy.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -88,7 +93,7 @@ def predict(network: nn.Module, features: Tensor, batch: int = 64) -> np.ndarray
     outputs = []
     for part in torch.split(features, batch):
         x = part.float().contiguous(memory_format=torch.channels_last)
-        outputs.append(network(x).float())
+        outputs.append(network(x))
     return torch.cat(outputs).numpy()
 
 
