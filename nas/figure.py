@@ -214,6 +214,7 @@ def _layout(
     ends = _log_range(x)
     ticks = _ticks(10 ** ends[0], 10 ** ends[1], 2.0 if axis.endswith("_kb") else 10.0)
     line = {"gridcolor": "$grid", "linecolor": "$line", "zeroline": False}
+    low, high = _accuracy_range(traces)
     return {
         "paper_bgcolor": "$surface",
         "plot_bgcolor": "$surface",
@@ -229,7 +230,12 @@ def _layout(
             "ticktext": [f"{t:g}" for t in ticks],
             "range": ends,
         },
-        "yaxis": {**line, "title": {"text": "Accuracy, %"}, "range": _accuracy_range(traces)},
+        "yaxis": {
+            **line,
+            "title": {"text": "Accuracy, %"},
+            "range": [low, high],
+            "dtick": 20 if high - low > 60 else 10 if high - low > 25 else 5,
+        },
         "shapes": [_limit_line(v) for v in limits if v],
         "annotations": [_limit_label(v, AXES[axis].unit) for v in limits if v],
     }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nas import report
-from nas.figure import Reference
+from nas.figure import Reference, front_figure
 from nas.record import StudyRecord
 from nas.report import Extras, front_rows, write_html
 from tests.made_study import inputs, layer_table, score, study
@@ -22,6 +22,7 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
 WIDTHS, SCHEMES = (400, 768, 1280), ("light", "dark")
+FILLED = ("front", "other trials")
 MARKS = [Reference("BC-ResNet-1", 0.865, 36.6, source="Kim et al., 2021")]
 
 
@@ -265,6 +266,29 @@ def test_ten_thousand_trials_open(browser: Any, tmp_path: Path) -> None:
         f"document.getElementById('card-title').textContent === 'Trial {trial}'"
     )
     visit.page.context.close()
+
+
+def test_a_large_front_answers_before_plotly_has_run(browser: Any, tmp_path: Path) -> None:
+    record = study(10_000)
+    write_html([record], tmp_path / "report.html")
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.add_init_script("requestAnimationFrame = () => 0")  # what plotly.js waits for
+    page.goto((tmp_path / "report.html").as_uri())
+    drawn = "() => [...document.querySelectorAll('.sketch g path')].map((p) => p.outerHTML).join()"
+    by_size = page.evaluate(drawn)
+    marks = front_figure([record])["data"]
+    assert by_size.count("h0") == sum(len(t["x"]) for t in marks if t["name"] in FILLED) + 1
+    page.get_by_label("Latency").check(force=True)
+    assert page.evaluate(drawn) != by_size
+    assert "Latency" in page.text_content(".sketch")
+    rows = front_rows(record)
+    page.locator("#front-table button.trial").last.click()
+    assert page.inner_text("#card-title") == f"Trial {rows[-1]['trial']}"
+    page.focus("#chart")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#card-title") != f"Trial {rows[-1]['trial']}"
+    assert page.evaluate("typeof Plotly") == "undefined"
+    page.context.close()
 
 
 def test_compared_studies_share_the_axes(browser: Any, tmp_path: Path) -> None:

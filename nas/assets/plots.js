@@ -1,6 +1,7 @@
 "use strict";
 // The drawings of the report: the front, the progress of the search, parallel coordinates.
-// The figure of the front comes ready from nas/figure.py, once for every axis.
+// The figure of the front comes ready from nas/figure.py, once for every axis. plotly.js takes a
+// second to run, so the front is first a plain sketch that answers already.
 
 /** A copy of a figure with every "$name" colour as the style sheet has it now. */
 function painted(part) {
@@ -25,13 +26,15 @@ const narrow = () => innerWidth < 600;
 const crowded = (trace) => trace.x.length > 1000; // WebGL alone draws so many quickly
 
 function draw(id, figure) {
-  if (!window.Plotly) return; // its script has not run yet
   const { data, layout } = painted(figure);
-  for (const t of data) if (crowded(t) && hasWebGL()) t.type = "scattergl";
+  for (const t of data.filter(crowded)) if (hasWebGL()) t.type = "scattergl";
+  // The canvas of a crowd lies behind the chart.
+  if (data.some(crowded)) layout.paper_bgcolor = layout.plot_bgcolor = "transparent";
   // On a phone the names of the published networks would cover the front; pointing shows them.
   for (const t of data) if (narrow() && t.text) t.mode = "markers";
   layout.dragmode = narrow() ? false : "zoom";
   if (matchMedia("print").matches) layout.width = 690; // A4; a plot cannot follow the paper itself
+  if (!$(id).data) $(id).replaceChildren();
   Plotly.react($(id), data, layout, CONFIG);
 }
 
@@ -39,8 +42,11 @@ let axis = "size_kb";
 let shown = null; // [study, index] of the open card
 let chosen = null; // the same, once somebody has opened one
 
-function drawFront(traces = DATA.figures[axis].data) {
-  draw("chart", { data: [...traces, selection()], layout: DATA.figures[axis].layout });
+function drawFront() {
+  const { data, layout } = DATA.figures[axis];
+  const figure = { data: [...data, selection()], layout };
+  if (window.Plotly) draw("chart", figure);
+  else sketch(figure);
 }
 
 /** The open card's trial as a mark of its own, empty when it has no place on this axis. */
@@ -78,12 +84,13 @@ function listen() {
   chart.on("plotly_click", ({ points: [point] }) => {
     if (known(point.data.meta)) choose(point.data.meta, point.customdata, true);
   });
-  chart.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    stepAlong(step);
-  });
+}
+
+function arrowKeys(event) {
+  const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  stepAlong(step);
 }
 
 function stepAlong(step) {
@@ -115,6 +122,59 @@ function tipOf(study, index) {
     lows ? [`lowest: ${lows} %`] : [],
   ];
   return [...lines.map((line) => node("div", null, line)), node("code", null, breakable(t.architecture))];
+}
+
+// --- the sketch of the front, before plotly.js has run
+
+const colour = (name) => name.replace(/^\$(\w+)/, "var(--$1)");
+
+/** A figure in plain SVG where Plotly will draw it. */
+function sketch({ data, layout }) {
+  const { clientWidth: width, clientHeight: height } = $("chart");
+  const { l, r, t, b } = layout.margin, { xaxis, yaxis } = layout;
+  const onto = ([low, high], from, to) => (v) => from + ((v - low) / (high - low)) * (to - from);
+  const across = onto(xaxis.range, l, width - r);
+  const place = { x: (v) => across(Math.log10(v)), y: onto(yaxis.range, height - b, t),
+    left: l, right: width - r, top: t, bottom: height - b };
+  const clip = svg("clipPath", { id: "plot-area" },
+    svg("rect", { x: l, y: t, width: width - l - r, height: height - t - b }));
+  const marks = data.flatMap((trace) => sketchTrace(trace, place));
+  $("chart").replaceChildren(svg("svg", { class: "sketch", width, height }, clip,
+    ...sketchAxes(xaxis, yaxis, place), svg("g", { "clip-path": "url(#plot-area)" },
+      ...layout.shapes.map((line) => sketchLimit(line, place)), ...marks)));
+}
+
+function sketchAxes(xaxis, yaxis, { x, y, left, right, top, bottom }) {
+  const within = (v, [low, high]) => low <= v && v <= high;
+  const rule = (d) => svg("path", { d, stroke: colour(xaxis.gridcolor) });
+  const word = (at, down, anchor, text) => svg("text", { x: at, y: down, "text-anchor": anchor }, text);
+  const rows = [];
+  for (let v = Math.ceil(yaxis.range[0] / yaxis.dtick) * yaxis.dtick; v <= yaxis.range[1]; v += yaxis.dtick)
+    rows.push(rule(`M${left} ${y(v)}H${right}`), word(left - 4, y(v) + 4, "end", `${v}`));
+  const columns = xaxis.tickvals.filter((v) => within(Math.log10(v), xaxis.range)).flatMap((v) =>
+    [rule(`M${x(v)} ${top}V${bottom}`), word(x(v), bottom + 17, "middle", `${v}`)]);
+  return [...rows, ...columns, word((left + right) / 2, bottom + 40, "middle", xaxis.title.text)];
+}
+
+const sketchLimit = (limit, { x, top, bottom }) => svg("path", { d: `M${x(limit.x0)} ${top}V${bottom}`,
+  stroke: colour(limit.line.color), "stroke-width": limit.line.width, "stroke-dasharray": "9 9" });
+
+/** All marks of a trace as one path; the steps and intervals of a front; names. */
+function sketchTrace({ x: sizes, y: scores, marker, line, error_y: bars, text }, { x, y }) {
+  const across = sizes.map((v) => x(v).toFixed(1)), down = scores.map((v) => y(v).toFixed(1));
+  const path = (d, ink, style) => svg("path", { d: d.join(""), fill: "none", stroke: colour(ink), ...style });
+  const open = marker.symbol.endsWith("-open"), size = marker.size;
+  const half = `a${size / 2} ${size / 2} 0 1 0 `;
+  const dots = path(across.map((v, i) => open
+    ? `M${v - size / 2} ${down[i]}${half}${size} 0${half}${-size} 0` : `M${v} ${down[i]}h0`), marker.color,
+  { "stroke-width": open ? 1.2 : size, "stroke-linecap": "round", opacity: marker.opacity ?? 1 });
+  const names = (!narrow() && text || []).map((name, i) =>
+    svg("text", { x: across[i], y: +down[i] + 18, "text-anchor": "middle" }, name));
+  if (!bars) return [dots, ...names];
+  const steps = across.map((v, i) => (i ? `H${v}V${down[i]}` : `M${v} ${down[i]}`));
+  const spans = across.map((v, i) =>
+    `M${v} ${y(scores[i] + bars.array[i])}V${y(scores[i] - bars.arrayminus[i])}`);
+  return [path(steps, line.color, { "stroke-width": line.width }), path(spans, bars.color), dots];
 }
 
 // --- progress and parallel coordinates

@@ -19,6 +19,13 @@ function node(tag, attributes, ...children) {
   return made;
 }
 
+function svg(tag, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
+  made.append(...children);
+  return made;
+}
+
 const known = (v) => v !== null && v !== undefined;
 /** Three figures as the terminal prints them, more for whole numbers: 0.420, 8.60, 38.2, 1,234. */
 const figures = (v) =>
@@ -202,26 +209,20 @@ function weakest(title, rows) {
 }
 
 function rungs(points) {
-  const make = (tag, attributes, text) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
-    if (text) made.textContent = text;
-    return made;
-  };
   const epochs = points.map((p) => p[0]), values = points.map((p) => p[1]);
   const low = Math.min(...values), high = Math.max(...values);
   const x = (e) => 8 + 300 * (e - epochs[0]) / Math.max(1, epochs.at(-1) - epochs[0]);
   const y = (v) => 62 - 50 * (v - low) / Math.max(1e-9, high - low);
-  const svg = make("svg", { class: "rungs", viewBox: "0 0 360 90", role: "img",
+  const curve = svg("svg", { class: "rungs", viewBox: "0 0 360 90", role: "img",
     "aria-label": points.map(([e, v]) => `epoch ${e}: ${percent(v)} %`).join(", ") });
-  svg.append(make("polyline", { fill: "none", stroke: "var(--study0)", "stroke-width": 2,
+  curve.append(svg("polyline", { fill: "none", stroke: "var(--study0)", "stroke-width": 2,
     points: points.map(([e, v]) => `${x(e)},${y(v)}`).join(" ") }));
   for (const [e, v] of points) {
-    svg.append(make("circle", { cx: x(e), cy: y(v), r: 3, fill: "var(--study0)" }));
-    svg.append(make("text", { x: x(e), y: 84, "text-anchor": "middle" }, `${e}`));
+    curve.append(svg("circle", { cx: x(e), cy: y(v), r: 3, fill: "var(--study0)" }));
+    curve.append(svg("text", { x: x(e), y: 84, "text-anchor": "middle" }, `${e}`));
   }
-  svg.append(make("text", { x: 318, y: y(values.at(-1)) + 4 }, percent(values.at(-1)) + " %"));
-  return svg;
+  curve.append(svg("text", { x: 318, y: y(values.at(-1)) + 4 }, percent(values.at(-1)) + " %"));
+  return curve;
 }
 
 function confusion(classes, counts) {
@@ -363,22 +364,24 @@ function recall() {
     node("p", { class: "hint" }, STUDIES[0].answer));
 }
 
-/** Called once plotly.js has run: the front at once, what takes longer when that is on screen. */
-function start() {
-  const traces = DATA.figures[axis].data;
-  drawFront(traces.filter((t) => !crowded(t)));
+/** Runs plotly.js when the sketch is on screen, then draws; each step lets the page answer. */
+async function start() {
+  await onScreen();
+  document.head.append(node("script", null, $("plotly").textContent));
+  await onScreen();
+  drawFront();
   listen();
   document.documentElement.dataset.ready = "yes";
-  requestAnimationFrame(() => setTimeout(() => {
-    if (traces.some(crowded)) drawFront();
-    drawLower();
-  }));
+  await onScreen();
+  drawLower();
 }
+
+const onScreen = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 
 /** Everything in the style sheet's present colours. */
 function drawAll() {
   drawFront();
-  drawLower();
+  if (window.Plotly) drawLower();
 }
 
 function drawLower() {
@@ -403,6 +406,7 @@ $("hypervolume-hint").textContent = `Hypervolume: mean, over the doublings of si
   `${limit(DATA.hypervolume_kb)}, of the best accuracy that fits (reference point: the budget, accuracy 0).`;
 $("parallel-section").hidden = !STUDIES.some((s) => s.front.length);
 recall();
+$("chart").addEventListener("keydown", arrowKeys);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 matchMedia("print").addEventListener("change", drawAll);
 live();
