@@ -23,7 +23,7 @@ from nas.classifier import classifier
 from nas.cost import estimate
 from nas.errors import UserError
 from nas.features import FLOOR, Features, compute, waveforms
-from nas.measure import latency, logits
+from nas.measure import latencies_if_there, logits
 from nas.pipeline import Artifact, Job, artifact_of, score_of, trained
 from nas.record import KB, Score, StudyRecord, TrialResult
 
@@ -37,7 +37,7 @@ LEAST_EPOCHS, TIMES_PROXY = 60, 4
 
 class Exported(msgspec.Struct, frozen=True):
     """What `export` made. `promised_accuracy` is the trial's validation accuracy; the test figures
-    are None if the data set has no test split."""
+    are None if the data set has no test split, the latency if the device was away."""
 
     out: str
     files: list[str]
@@ -49,7 +49,7 @@ class Exported(msgspec.Struct, frozen=True):
     test_accuracy_low: float | None
     test_accuracy_high: float | None
     file_bytes: int
-    latency_ms: float
+    latency_ms: float | None
 
 
 def export(
@@ -86,7 +86,7 @@ def export(
         test_accuracy_low=test.accuracy_low if test else None,
         test_accuracy_high=test.accuracy_high if test else None,
         file_bytes=len(network.artifact),
-        latency_ms=network.latency.latency_ms,
+        latency_ms=network.latency.latency_ms if network.latency else None,
     )
 
 
@@ -105,6 +105,9 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
     validation = features.split("validation")
     outputs = logits(artifact, validation.features)
     single = classifier(artifact, architecture, *scale, dataset.classes, batch=1)
+    (latency, end_to_end), _ = latencies_if_there(
+        [artifact, single], job.target, parent=made.parent
+    )
     return Network(
         architecture=architecture,
         trial=result.trial,
@@ -114,8 +117,8 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
         artifact=artifact,
         classifier=classifier(artifact, architecture, *scale, dataset.classes),
         cost=estimate(architecture, len(dataset.classes)),
-        latency=latency(artifact, job.target, parent=made.parent),
-        end_to_end=latency(single, job.target),
+        latency=latency,
+        end_to_end=end_to_end,
         promised=result.score,
         validation=score_of(outputs, validation, dataset),
         test=_tested(artifact, architecture, job),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.metadata
 import json
 import shlex
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ import msgspec
 from nas import __version__
 from nas.arch import Architecture
 from nas.dataset import Dataset
-from nas.measure import device_facts
 from nas.pareto import kb_text, percent
 from nas.record import Cost, Latency, Proxy, Score, StudyRecord
 from nas.splits import SPLITS
@@ -45,8 +45,8 @@ class Network:
     artifact: bytes
     classifier: bytes
     cost: Cost
-    latency: Latency
-    end_to_end: Latency
+    latency: Latency | None
+    end_to_end: Latency | None
     promised: Score
     validation: Score
     test: Score | None
@@ -139,22 +139,32 @@ def _groups(network: Network) -> str:
 
 
 def _cost(network: Network, record: StudyRecord) -> str:
-    cost, latency, whole = network.cost, network.latency, network.end_to_end
-    in_float = [] if latency.float_latency_ms is None else [latency.float_latency_ms]
+    cost, latency = network.cost, network.latency
+    in_float = [latency.float_latency_ms] if latency and latency.float_latency_ms else []
     rows = [
         ["model.onnx (features to logits)", f"{kb_text(len(network.artifact))} KB, measured"],
         ["classifier.onnx (waveform to probabilities)", f"{kb_text(len(network.classifier))} KB"],
         ["parameters", f"{cost.parameters:,} ({kb_text(cost.parameter_bytes)} KB as stored)"],
         ["multiply-accumulates per clip", f"{cost.macs:,}"],
         ["peak memory of the feature maps", f"{kb_text(cost.peak_ram_bytes)} KB, estimated"],
-        ["latency of model.onnx", f"{latency.latency_ms:.3g} ms, {latency.latency_kind}"],
+        ["latency of model.onnx", _ms(latency)],
         *[["the same network in float32", f"{ms:.3g} ms, timed beside it"] for ms in in_float],
-        ["latency of classifier.onnx", f"{whole.latency_ms:.3g} ms, {whole.latency_kind}"],
+        ["latency of classifier.onnx", _ms(network.end_to_end)],
         ["energy", "not measured"],
         ["number format", str(network.architecture.quantization)],
         ["budget of the search", f"{kb_text(record.inputs.budget.size_bytes)} KB"],
     ]
-    return f"Device: {latency.device}. One clip at a time.\n\n" + _table(["figure", "value"], rows)
+    return f"Device: {_device(network)}. One clip at a time.\n\n" + _table(
+        ["figure", "value"], rows
+    )
+
+
+def _device(network: Network) -> str:
+    return network.latency.device if network.latency else "none was at hand"
+
+
+def _ms(latency: Latency | None) -> str:
+    return f"{latency.latency_ms:.3g} ms, {latency.latency_kind}" if latency else "not measured"
 
 
 def _agreement(agreement: Agreement) -> str:
@@ -175,7 +185,7 @@ def _limits(network: Network, dataset: Dataset) -> str:
         "accuracy that no figure here shows.",
         "The validation recordings chose this network among many, so their figure is optimistic."
         + ("" if network.test else " There is no test split: no unbiased figure is known."),
-        f"Times hold for {network.latency.device}.",
+        f"Times hold for this device: {_device(network)}.",
     ]
     if len(score.group_accuracy) >= 2:
         said.append(
@@ -210,7 +220,8 @@ def _rebuild(network: Network, record: StudyRecord, dataset: Dataset) -> str:
     return "\n".join(
         [
             *lines,
-            f"Seed {network.seed}; nas {__version__}, onnxruntime {device_facts()['onnxruntime']}; "
+            f"Seed {network.seed}; nas {__version__}, "
+            f"onnxruntime {importlib.metadata.version('onnxruntime')}; "
             f"recipe of the training: `{json.dumps(msgspec.to_builtins(recipe))}`.",
         ]
     )

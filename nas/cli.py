@@ -216,7 +216,8 @@ def _print_exported(exported: Any) -> None:
     from nas.record import KB
 
     print(f"{exported.out}: {', '.join(exported.files)}")
-    print(f"{exported.file_bytes / KB:.1f} KB, {exported.latency_ms:.2f} ms")
+    ms = "no latency" if exported.latency_ms is None else f"{exported.latency_ms:.2f} ms"
+    print(f"{exported.file_bytes / KB:.1f} KB, {ms}")
     print(f"accuracy on validation {exported.validation_accuracy:.1%}", end="")
     if exported.test_accuracy is None:
         print("; the data have no test split")

@@ -24,7 +24,7 @@ from nas.errors import UserError
 from nas.pareto import front, percent
 from nas.pipeline import Job, over_limits
 from nas.progress import Progress, Standing
-from nas.record import KB, Cost, StudyInputs, StudyRecord, TrialResult, size_bytes
+from nas.record import KB, Cost, Latency, StudyInputs, StudyRecord, TrialResult, size_bytes
 from nas.space import SearchSpace
 from nas.study import (
     Study,
@@ -249,15 +249,21 @@ def _deferred_interrupt() -> Iterator[None]:
 
 
 def _event(result: TrialResult, inputs: StudyInputs) -> str:
-    if result.score is None or result.latency is None:
+    if result.score is None:
         return f"trial {result.trial} {result.state}: {result.reason}"
-    kb, ms = size_bytes(result, inputs.size_kind) / KB, result.latency.latency_ms
-    in_float = result.latency.float_latency_ms
-    slower = f" (float32: {in_float:.2f})" if in_float and in_float < ms else ""
+    kb = size_bytes(result, inputs.size_kind) / KB
     return (
         f"trial {result.trial}: {percent(result.score.accuracy)} % at {kb:.1f} KB, "
-        f"{ms:.2f} ms{slower}, {result.seconds:.0f} s  {result.architecture}"
+        f"{_ms(result.latency)}, {result.seconds:.0f} s  {result.architecture}"
     )
+
+
+def _ms(latency: Latency | None) -> str:
+    if latency is None:
+        return "no latency"
+    in_float, ms = latency.float_latency_ms, latency.latency_ms
+    slower = f" (float32: {in_float:.2f})" if in_float and in_float < ms else ""
+    return f"{ms:.2f} ms{slower}"
 
 
 def _best(results: Sequence[TrialResult], inputs: StudyInputs) -> str:

@@ -1,22 +1,20 @@
 """What an artefact does when it runs: its logits, and its time on a target.
 
-Everything is measured on the shipped bytes in ONNX Runtime; nothing here estimates.
+Everything is measured on the shipped bytes in ONNX Runtime; nothing here estimates. Times are
+taken by assets/timing.py in a process of its own, on this machine or on a device.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import platform
-import tempfile
+import base64
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -25,18 +23,43 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from onnx.numpy_helper import from_array
 
-from nas.errors import UserError, nearest
+from nas.device import Away, run
+from nas.errors import UserError
 from nas.record import Latency
 from nas.target import TargetProfile
 
 Floats = NDArray[np.floating[Any]]
 
-ONE_THREAD = TargetProfile("host", "this machine, one thread", "", "onnxruntime")
-MOMENTS = 3
-SECONDS_PER_MOMENT, SECONDS_BETWEEN_MOMENTS = 0.2, 0.08
-RUNS_PER_BURST = 4
+TIMING = Path(__file__).parent / "assets" / "timing.py"
+SECONDS_BETWEEN_VISITS = 30.0
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
-_LEVELS = {"all": "ALL", "extended": "EXTENDED", "basic": "BASIC", "disabled": "DISABLE_ALL"}
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "disabled": "ORT_DISABLE_ALL",
+}
+
+
+class Protocol(msgspec.Struct, frozen=True):
+    """How long to look: moments (fewest, most), and seconds of a moment for each network."""
+
+    moments: tuple[int, int]
+    seconds: float
+
+
+# A trial's figure ranks it among others; what is shown in the end is taken again at length.
+QUICK = Protocol(moments=(3, 6), seconds=0.1)
+THOROUGH = Protocol(moments=(6, 24), seconds=0.2)
+
+
+class _Spoken(msgspec.Struct, frozen=True):
+    """What assets/timing.py says: figures of each network and facts, or why there are none."""
+
+    times: list[dict[str, float]] = []
+    facts: dict[str, str | int | float] = {}
+    missing: str = ""
+    refused: str = ""
 
 
 def check(model_bytes: bytes, origin: str = "the network") -> None:
@@ -74,181 +97,121 @@ def _decode(model_bytes: bytes) -> ModelProto | None:
     return model if model.graph.node else None
 
 
-def _session(model_bytes: bytes, target: TargetProfile) -> Any:
-    check(model_bytes)
-    available = ort.get_available_providers()
-    if target.provider not in available:
-        hint = nearest(target.provider, available)
-        raise UserError(f"target '{target.name}': no provider '{target.provider}' here: {hint}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = target.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    level = f"ORT_{'ENABLE_' * (target.graph_optimization != 'disabled')}"
-    level += _LEVELS[target.graph_optimization]
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    # Threads that spin between runs disturb each other and the neighbours: times do not repeat.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(model_bytes, options, providers=[target.provider])
-    except Exception as error:
-        # ONNX Runtime's exceptions share no base class of their own.
-        raise UserError(f"ONNX Runtime refuses the network: {_first_line(error)}") from None
-
-
-def _run(session: Any, feed: dict[str, Floats]) -> NDArray[np.float32]:
-    try:
-        output: NDArray[np.float32] = session.run(None, feed)[0]
-    except Exception as error:
-        raise UserError(f"ONNX Runtime cannot run the network: {_first_line(error)}") from None
-    return output
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def logits(model_bytes: bytes, features: Floats) -> NDArray[np.float32]:
     """Output of the network for `features` [N, C, F, T], one clip at a time: [N, classes].
 
     Raises UserError if ONNX Runtime cannot load or run the network.
     """
-    session = _session(model_bytes, ONE_THREAD)
-    name = session.get_inputs()[0].name
-    clips = (np.ascontiguousarray(clip[None], np.float32) for clip in features)
-    return np.concatenate([_run(session, {name: clip}) for clip in clips])
+    check(model_bytes)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        clips = (np.ascontiguousarray(clip[None], np.float32) for clip in features)
+        return np.concatenate([session.run(None, {name: clip})[0] for clip in clips])
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class of their own.
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"ONNX Runtime cannot run the network: {first}") from None
 
 
-@dataclass(frozen=True)
-class Times:
-    """Single runs of a network, of the reference network and, if given, of the network's float
-    parent, taken alternately at one moment."""
-
-    network_ms: NDArray[np.float64]
-    reference_ms: NDArray[np.float64]
-    parent_ms: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-
-
-def take_times(model_bytes: bytes, target: TargetProfile, parent: bytes | None = None) -> Times:
-    """Times of a fraction of a second now; give those of other moments to `latency`.
-
-    `parent` is the same network in float32, to be timed in the same bursts. Weights do not change
-    the time, so a network can be timed before it is trained. Waits while another process of this
-    machine measures. Raises UserError as `check` does, and for a provider that this ONNX Runtime
-    lacks.
-    """
-    files = [model_bytes, reference_network(), *([parent] if parent else [])]
-    runs = [_runner(file, target) for file in files]
-    taken: list[list[float]] = [[] for _ in runs]
-    with _measuring_alone(pin=target.threads == 1):
-        for run in runs:
-            _burst(run, 2 * RUNS_PER_BURST)
-        end = time.perf_counter() + SECONDS_PER_MOMENT
-        while time.perf_counter() < end:
-            for run, times in zip(runs, taken, strict=True):
-                times += _burst(run, RUNS_PER_BURST)
-    return Times(*(np.array(times) * 1e3 for times in taken))
-
-
-def latency(
-    model_bytes: bytes,
+def latencies(
+    networks: Sequence[bytes],
     target: TargetProfile,
-    earlier: Sequence[Times] = (),
+    protocol: Protocol = THOROUGH,
     parent: bytes | None = None,
-) -> Latency:
-    """Time of one inference, from `earlier` moments and now, at least MOMENTS of them together.
+) -> list[Latency]:
+    """Times of one inference of each network on the target, measured together.
 
-    `parent` is the same network in float32, whose time is then told as well.
+    Bursts of the networks and of a fixed reference network alternate at several moments, until no
+    minimum falls any more. The figure is the minimum: a busy neighbour and a slow phase of the
+    machine only ever add time. Weights do not change it, so a network can be timed before it is
+    trained. Waits while another process of that machine measures. `parent` is the first network in
+    float32, whose time is then told with it.
 
-    The figure is the minimum: a busy neighbour and a slow phase of the machine only ever add
-    time, and the minimum over bursts at several moments repeats within about 1 % where the
-    median moves by 10 %.
+    Raises UserError as `check` does and for a provider that the ONNX Runtime there lacks, and
+    Away if the target is a device that cannot be reached.
     """
-    moments = [*earlier, take_times(model_bytes, target, parent)]
-    while len(moments) < MOMENTS:
-        time.sleep(SECONDS_BETWEEN_MOMENTS)
-        moments.append(take_times(model_bytes, target, parent))
-    network = np.concatenate([times.network_ms for times in moments])
-    reference = np.concatenate([times.reference_ms for times in moments])
-    parents = np.concatenate([times.parent_ms for times in moments])
-    return Latency(
-        latency_ms=float(network.min()),
-        latency_median_ms=float(np.median(network)),
-        latency_p95_ms=float(np.percentile(network, 95)),
-        reference_ratio=float(network.min() / reference.min()),
-        latency_kind="measured",
-        device=_device(target),
-        float_latency_ms=float(parents.min()) if len(parents) else None,
-    )
+    files = [*networks, *([parent] if parent else [])]
+    for file in files:
+        check(file)
+    *times, reference = (spoken := _spoken(files, target, protocol)).times
+    found = [
+        Latency(
+            **figures,
+            reference_ratio=figures["latency_ms"] / reference["latency_ms"],
+            latency_kind="measured",
+            device=_device(target, spoken.facts),
+            facts=spoken.facts,
+        )
+        for figures in times
+    ]
+    if parent:
+        in_float = found.pop().latency_ms
+        found[0] = msgspec.structs.replace(found[0], float_latency_ms=in_float)
+    return found
 
 
-def device_facts() -> dict[str, str | int]:
-    """CPU model, number of cores that this process may use, operating system, versions."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if _CAN_PIN else os.cpu_count() or 1,
-        "machine": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "onnxruntime": ort.__version__,
+def latency(network: bytes, target: TargetProfile, protocol: Protocol = THOROUGH) -> Latency:
+    """That of one network; see `latencies`."""
+    return latencies([network], target, protocol)[0]
+
+
+def latencies_if_there(
+    networks: Sequence[bytes],
+    target: TargetProfile,
+    protocol: Protocol = THOROUGH,
+    parent: bytes | None = None,
+) -> tuple[list[Latency] | list[None], str]:
+    """`latencies`, or Nones and the reason if the device is away; waits if the target says so."""
+    while True:
+        try:
+            return latencies(networks, target, protocol, parent), ""
+        except Away as away:
+            remote = target.remote
+            if remote is None or not remote.ssh or remote.when_away != "wait":
+                return [None] * len(networks), f"no latency: {away}"
+            print(f"waiting: {away}", file=sys.stderr, flush=True)
+            time.sleep(SECONDS_BETWEEN_VISITS)
+
+
+def _spoken(networks: Sequence[bytes], target: TargetProfile, protocol: Protocol) -> _Spoken:
+    order = {
+        "networks": [base64.b64encode(n).decode() for n in (*networks, reference_network())],
+        "provider": target.provider,
+        "threads": target.threads,
+        "level": _LEVELS[target.graph_optimization],
+        "moments": protocol.moments,
+        "seconds": protocol.seconds,
     }
+    said = run(TIMING.read_bytes() + f"\nanswer({order!r})\n".encode(), target)
+    try:
+        spoken = msgspec.json.decode(said.strip().splitlines()[-1], type=_Spoken)
+    except (IndexError, msgspec.DecodeError):
+        raise Away(
+            f"{_where(target)} answered with something else than times: {said[:80]!r}"
+        ) from None
+    if spoken.missing:
+        raise Away(
+            f"{_where(target)} has no Python package '{spoken.missing}': install it there with "
+            "`python3 -m pip install onnxruntime numpy`, or name the Python that has it with "
+            'python = "..." under [remote] in the profile'
+        )
+    if spoken.refused:
+        raise UserError(f"target '{target.name}': ONNX Runtime: {spoken.refused}")
+    return spoken
 
 
-def _device(target: TargetProfile) -> str:
-    facts = device_facts()
+def _where(target: TargetProfile) -> str:
+    return target.remote.ssh if target.remote else "this machine"
+
+
+def _device(target: TargetProfile, facts: dict[str, str | int | float]) -> str:
     threads = target.threads or facts["cores"]
     plural = "s" if threads != 1 else ""
     return f"{facts['cpu']}, {threads} thread{plural}, ONNX Runtime {facts['onnxruntime']}"
-
-
-_CAN_PIN = hasattr(os, "sched_setaffinity")
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model"):
-                return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def _runner(model_bytes: bytes, target: TargetProfile) -> Callable[[], Any]:
-    """A function of no arguments that runs the network once on fixed noise."""
-    session = _session(model_bytes, target)
-    value = session.get_inputs()[0]
-    noise = np.random.default_rng(0).standard_normal(value.shape, np.float32)
-    return lambda: _run(session, {value.name: noise})
-
-
-def _burst(run: Callable[[], Any], runs: int) -> list[float]:
-    """Seconds of each of `runs` runs."""
-    clock = time.perf_counter
-    seconds = []
-    for _ in range(runs):
-        start = clock()
-        run()
-        seconds.append(clock() - start)
-    return seconds
-
-
-@contextlib.contextmanager
-def _measuring_alone(pin: bool) -> Iterator[None]:
-    """One measuring process per machine at a time, on one CPU if `pin`; both undone after."""
-    path = Path(tempfile.gettempdir()) / "nas-measure.lock"
-    if not path.exists():
-        with contextlib.suppress(OSError):
-            path.touch(mode=0o666)
-    # Read-only, so that every user of the machine can take the lock that one of them created.
-    with open(path) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        allowed = os.sched_getaffinity(0) if pin and _CAN_PIN else None
-        try:
-            if allowed:
-                os.sched_setaffinity(0, {max(allowed)})
-            yield
-        finally:
-            if allowed:
-                os.sched_setaffinity(0, allowed)
 
 
 # (output channels, kernel, stride, depthwise) of the reference network's convolutions.

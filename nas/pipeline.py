@@ -22,7 +22,7 @@ from nas.cost import estimate
 from nas.dataset import Dataset
 from nas.errors import UserError
 from nas.features import SplitFeatures, compute, front_end_ms
-from nas.measure import latency, logits, take_times
+from nas.measure import QUICK, latencies_if_there, logits
 from nas.network import build, to_onnx
 from nas.pareto import quantization
 from nas.quantize import CALIBRATION_CLIPS, quantize
@@ -101,16 +101,17 @@ def measured(
     on_float = score_of(float_outputs, validation, job.dataset)
     result = replace(result, float_accuracy=on_float.accuracy)
     try:
-        times = take_times(artifact.content, job.target, artifact.parent)
         outputs = logits(artifact.content, validation.features)
         error = np.sqrt(np.square(outputs - float_outputs).mean()) / max(float_outputs.std(), 1e-9)
         result = replace(result, logit_error=float(error))
         score = score_of(outputs, validation, job.dataset)
         refuse_broken(score, on_float)
-        times_of = latency(artifact.content, job.target, [times], artifact.parent)
+        (latency,), away = latencies_if_there(
+            [artifact.content], job.target, QUICK, artifact.parent
+        )
     except UserError as trouble:
         return replace(result, state="failed", reason=f"{quantization(result)} broke it: {trouble}")
-    return replace(result, score=score, latency=times_of)
+    return replace(result, score=score, latency=latency, reason=away)
 
 
 def refuse_broken(artifact: Score, parent: Score) -> None:

@@ -81,7 +81,8 @@ class Latency(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `latency_ms` is the minimum over interleaved bursts; `reference_ratio` is that minimum over
     the minimum of a fixed reference network timed in the same window; `float_latency_ms` is the
-    minimum of the same network in float32, if that was timed beside it.
+    minimum of the same network in float32, if that was timed beside it. `facts` are those that the
+    device told: CPU, clock, governor, temperature, versions.
     """
 
     latency_ms: float
@@ -91,6 +92,7 @@ class Latency(msgspec.Struct, frozen=True, omit_defaults=True):
     latency_kind: LatencyKind
     device: str
     float_latency_ms: float | None = None
+    facts: dict[str, str | int | float] = {}
 
 
 class Score(msgspec.Struct, frozen=True):

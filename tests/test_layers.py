@@ -14,7 +14,7 @@ import nas
 
 PACKAGE = Path(nas.__file__).parent
 ORDER = """
-    errors arch target record shipped settings space published pareto
+    errors arch target device record shipped settings space published pareto
     cache audio clips layouts splits scenes dataset features
     blocks network trace ledger cost augment train plain slim quantize score measure
     pipeline study workers progress engine figure page report classifier card bundle

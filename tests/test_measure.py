@@ -1,5 +1,6 @@
 """Measuring: logits and times of networks built by hand."""
 
+import ast
 import fcntl
 import math
 import os
@@ -18,17 +19,18 @@ from onnx.numpy_helper import from_array, to_array
 
 from nas.errors import UserError
 from nas.measure import (
-    Times,
+    TIMING,
+    Protocol,
     check,
-    device_facts,
+    latencies,
     latency,
     logits,
     reference_network,
-    take_times,
 )
 from nas.target import TargetProfile
 
 HOST = TargetProfile("host", "this machine", "", "onnxruntime")
+GLANCE = Protocol(moments=(1, 1), seconds=0.01)
 RANDOM = np.random.default_rng(0)
 
 
@@ -97,20 +99,24 @@ def test_a_file_that_cannot_be_measured_is_refused_in_one_sentence(content, comp
     assert "\n" not in str(refusal.value)
     assert pattern or complaint in str(refusal.value)
     with pytest.raises(UserError):
-        take_times(content, HOST)
+        latency(content, HOST)
 
 
 def test_what_onnxruntime_refuses_or_cannot_run_is_a_sentence_too():
-    with pytest.raises(UserError, match="^ONNX Runtime refuses the network: .*NoSuchOperator"):
+    with pytest.raises(UserError, match="^ONNX Runtime cannot run the network: .*NoSuchOperator"):
         logits(network(op="NoSuchOperator"), np.zeros((1, 1, 4, 5), np.float32))
     with pytest.raises(UserError, match="^ONNX Runtime cannot run the network: "):
         logits(network(), np.zeros((1, 1, 9, 9), np.float32))
+    with pytest.raises(UserError, match="^target 'host': ONNX Runtime: .*NoSuchOperator"):
+        latency(network(op="NoSuchOperator"), HOST)
 
 
 def test_an_unknown_provider_names_the_target_and_the_known_ones():
     target = TargetProfile("mine", "", "", "onnxruntime", provider="CPUExecutionProvder")
-    with pytest.raises(UserError, match="target 'mine'.*did you mean 'CPUExecutionProvider'"):
-        take_times(network(), target)
+    with pytest.raises(
+        UserError, match="target 'mine'.*'CPUExecutionProvder'.*CPUExecutionProvider"
+    ):
+        latency(network(), target)
 
 
 def test_the_reference_network_has_the_size_that_it_states_and_never_changes():
@@ -133,42 +139,39 @@ def test_the_reference_network_has_the_size_that_it_states_and_never_changes():
 @pytest.mark.parametrize("optimization", ["all", "extended", "basic", "disabled"])
 def test_a_latency_is_ordered_and_says_where_it_was_measured(optimization):
     target = TargetProfile("h", "", "", "onnxruntime", graph_optimization=optimization)
-    found = latency(network(), target, [take_times(network(), target)] * 2)
+    found = latency(network(), target, GLANCE)
     assert 0 < found.latency_ms <= found.latency_median_ms <= found.latency_p95_ms
     assert found.latency_kind == "measured"
-    assert str(device_facts()["cpu"]) in found.device
+    assert {"cpu", "cores", "onnxruntime", "system"} <= set(found.facts)
+    assert str(found.facts["cpu"]) in found.device
     assert "1 thread," in found.device
 
 
-def test_latency_is_the_minimum_over_all_moments_and_its_ratio_to_the_reference():
-    slow, fast = np.full(50, 1e6), np.array([3e-9, 5e-9])
-    moments = [Times(slow, slow), Times(fast, fast / 2), Times(slow, slow)]
-    found = latency(network(), HOST, moments)
-    assert found.latency_ms == 3e-9
-    assert found.reference_ratio == pytest.approx(2)
-    assert found.latency_p95_ms == 1e6
+def test_networks_measured_together_keep_their_order_and_share_the_reference():
+    small, large = latencies([network(), network(shape=(1, 64, 100, 100))], HOST, GLANCE)
+    assert small.latency_ms < large.latency_ms
+    references = [found.latency_ms / found.reference_ratio for found in (small, large)]
+    assert references[0] == pytest.approx(references[1])
 
 
-def test_moments_alternate_between_network_and_reference():
-    times = take_times(network(), HOST)
-    assert len(times.network_ms) == len(times.reference_ms) >= 4
-
-
-def test_timing_leaves_the_process_on_the_cpus_that_it_had():
-    before = os.sched_getaffinity(0)
-    take_times(network(), HOST)
-    with pytest.raises(UserError):
-        take_times(network(inputs=2), HOST)
-    assert os.sched_getaffinity(0) == before
+def test_the_script_that_goes_to_devices_needs_an_old_python_and_two_libraries_only():
+    tree = ast.parse(TIMING.read_text(), feature_version=(3, 8))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None) or node.names[0].name]
+    }
+    assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime"}
 
 
 def test_timing_waits_for_another_process_that_measures():
-    take_times(network(), HOST)
+    latency(network(), HOST, GLANCE)
     with open(Path(tempfile.gettempdir()) / "nas-measure.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=take_times, args=(network(), HOST))
+        waiting = threading.Thread(target=latency, args=(network(), HOST, GLANCE))
         waiting.start()
-        waiting.join(1.0)
+        waiting.join(2.0)
         assert waiting.is_alive()
         fcntl.flock(lock, fcntl.LOCK_UN)
     waiting.join(60)
@@ -176,16 +179,21 @@ def test_timing_waits_for_another_process_that_measures():
 
 
 def test_all_threads_are_taken_where_the_target_says_so():
-    cores = device_facts()["cores"]
-    found = latency(network(), TargetProfile("h", "", "", "onnxruntime", threads=0))
-    assert f"{cores} thread" in found.device
+    found = latency(network(), TargetProfile("h", "", "", "onnxruntime", threads=0), GLANCE)
+    assert f"{found.facts['cores']} thread" in found.device
+
+
+def test_a_file_in_the_user_s_folder_does_not_stand_in_for_a_library(tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("raise SystemExit('not numpy')")
+    monkeypatch.chdir(tmp_path)
+    assert latency(network(), HOST, GLANCE).latency_ms > 0
 
 
 def test_measuring_says_nothing_and_writes_nothing_at_home(tmp_path):
     program = """
-        from nas.measure import latency, reference_network
+        from nas.measure import QUICK, latency, reference_network
         from nas.target import TargetProfile
-        latency(reference_network(), TargetProfile("host", "", "", "onnxruntime"))
+        latency(reference_network(), TargetProfile("host", "", "", "onnxruntime"), QUICK)
         """
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     for name in ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
