@@ -130,7 +130,8 @@ def _report(options: argparse.Namespace) -> None:
     page = _write_page(options.names, options.storage, options.live)
     print(page, flush=True)
     if options.png:
-        report.write_png(_load(options.names[0], options.storage), Path(options.png))
+        record = _load(options.names[0], options.storage)
+        report.write_png(record, Path(options.png), references=_references([record]))
         print(options.png)
     while options.live:
         time.sleep(report.REFRESH_S)

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,14 @@ def test_without_a_working_browser_the_picture_says_what_to_install(
     with pytest.raises(UserError, match="install"):
         write_png(study(5), tmp_path / "front.png")
     assert not (tmp_path / "front.png").exists()
+
+
+def test_without_kaleido_the_picture_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    with pytest.raises(UserError, match="pip install"):
+        write_png(study(5), tmp_path / "front.png")
 
 
 def test_a_failed_trial_without_a_cost_does_not_stop_the_page(tmp_path: Path) -> None:
