@@ -140,7 +140,7 @@ def export(
     record = load_study(name, storage)
     chosen = _chosen(record, trial, max_kb)
     dataset = _same_data(record, data or record.inputs.data)
-    job = Job(dataset, record.inputs.profile, record.inputs.proxy)
+    job = Job(dataset, record.inputs.profile, record.inputs.recipe_of(chosen))
     folder = Path(out or f"{name}-trial{chosen.trial}")
     from nas.bundle import export as write_bundle
 

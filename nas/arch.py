@@ -67,13 +67,18 @@ KINDS = {
 }
 ACTIVATIONS = ("relu", "relu6", "hswish", "silu")
 DOWN = {"s": "stride", "m": "max", "a": "avg"}
+FRONT_ENDS = ("logmel", "relmel")  # by level
 HEADS = ("gap", "map", "bc")
 SCHEMES = ("float32", "float16", "int8")
 
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """Log-mel spectrogram of a fixed window of audio; `deltas` of 1 or 2 add channels."""
+    """Log-mel spectrogram of a fixed window of audio; `deltas` of 1 or 2 add channels.
+
+    `level` of 1 takes each clip's own level away (its string begins with relmel, not logmel):
+    nothing then depends on how loud a recording is.
+    """
 
     sample_rate_hz: int
     clip_s: float
@@ -83,6 +88,7 @@ class FrontEnd:
     mels: int
     deltas: int = 0
     center: int = 1
+    level: int = 0
 
     def __post_init__(self) -> None:
         _within("sample rate", self.sample_rate_hz, 4000, 192000)
@@ -93,6 +99,7 @@ class FrontEnd:
         _within("mel bands", self.mels, 4, 512)
         _within("deltas", self.deltas, 0, 2)
         _within("center", self.center, 0, 1)
+        _within("level", self.level, 0, 1)
         if not self.center and self.samples < self.fft:
             raise UserError(f"a clip of {self.samples} samples is shorter than FFT {self.fft}")
 
@@ -213,7 +220,7 @@ class Architecture:
     quantization: Quantization
 
     def __str__(self) -> str:
-        parts = [_print("logmel", _FRONT_END, self.front_end)]
+        parts = [_print(FRONT_ENDS[self.front_end.level], _FRONT_END, self.front_end)]
         parts += [_print(s.kind, _stage_keys(s.kind), s) for s in self.stages]
         parts += [_print(self.head.kind, _HEAD, self.head), str(self.quantization)]
         return "/".join(parts)
@@ -330,8 +337,8 @@ def _at(position: int, part: str, read: Callable[[str], T]) -> T:
 
 def _parse_front_end(text: str) -> FrontEnd:
     kind, *tokens = text.split("_")
-    _one_of("front end", kind, ("logmel",))
-    return FrontEnd(**_read(tokens, _FRONT_END))
+    _one_of("front end", kind, FRONT_ENDS)
+    return FrontEnd(**_read(tokens, _FRONT_END), level=FRONT_ENDS.index(kind))
 
 
 def _parse_stage(text: str) -> Stage:

@@ -191,7 +191,7 @@ def _files(network: Network, record: StudyRecord, job: Job) -> dict[str, bytes]:
         "spectrum": "power, periodic Hann window in the middle of the FFT, zeros beyond the ends",
         "mel_scale": "HTK, 0 Hz to half the sample rate, no filter normalisation",
         "floor": FLOOR,
-        "logarithm": "natural",
+        "logarithm": "natural; with level 1 less that of the mean power of all bands and frames",
         "mean": features.mean.tolist(),
         "std": features.std.tolist(),
     }

@@ -96,7 +96,10 @@ def _log_mel(build: _Nodes, settings: FrontEnd) -> str:
     )
     # real and imaginary parts are rows of one matrix, so the mel sum adds their squares, too
     power = build("MatMul", _mel_bands(build, settings), build("Mul", spectrum, spectrum))
-    mel = build("Log", build("Max", power, build.constant(FLOOR)))
+    power = build("Max", power, build.constant(FLOOR))
+    mel = build("Log", power)
+    if settings.level:
+        mel = build("Sub", mel, build("Log", build("ReduceMean", power, axes=[1, 2])))
     channels = [build("Unsqueeze", mel, build.constant([1], np.int64))]
     for _ in range(settings.deltas):
         channels.append(_slope(build, channels[-1]))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +25,17 @@ from nas.errors import UserError
 from nas.pareto import front, percent
 from nas.pipeline import Job, over_limits
 from nas.progress import Progress, Standing
-from nas.record import KB, Cost, Latency, StudyInputs, StudyRecord, TrialResult, size_bytes
+from nas.record import (
+    KB,
+    Cost,
+    Latency,
+    State,
+    StudyInputs,
+    StudyRecord,
+    Training,
+    TrialResult,
+    size_bytes,
+)
 from nas.space import SearchSpace
 from nas.study import (
     Study,
@@ -81,6 +92,17 @@ def run_search(
     return load_study(name, storage)
 
 
+class Candidate(NamedTuple):
+    """What makes a trial: two with the same are the same trial."""
+
+    architecture: str
+    training: Training
+
+    def result(self, state: State, reason: str) -> TrialResult:
+        """One that says that, and why, nothing was measured."""
+        return TrialResult(self.architecture, state, reason, training=self.training)
+
+
 class _Run:
     """One process's part in a study: its counts, and the loop that keeps its workers busy."""
 
@@ -99,7 +121,7 @@ class _Run:
         self.task = pools.Task(inputs.data, inputs.profile, inputs.proxy)
         self.start = time.monotonic()
         self.results = {r.trial: r for r in results(study)}
-        self.running: dict[int, tuple[Trial, str]] = {}
+        self.running: dict[int, tuple[Trial, Candidate]] = {}
         self.refused_in_a_row = self.failed_in_a_row = 0
 
     def left(self) -> int | None:
@@ -126,8 +148,8 @@ class _Run:
                             self._take(worker, pool)
                 self.progress.standing(self._standing())
         finally:
-            for trial, architecture in list(self.running.values()):
-                self._record(trial, TrialResult(architecture, "failed", "the search was ended"))
+            for trial, candidate in list(self.running.values()):
+                self._record(trial, candidate.result("failed", "the search was ended"))
         if self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
             self.progress.event(
                 f"the last {self.refused_in_a_row} proposals were over the budget or known: the "
@@ -140,18 +162,19 @@ class _Run:
         for _ in range(PROPOSALS_PER_TURN):
             trial = self.study.ask()
             architecture = self.space.sample(trial, self.job.dataset.clip_s)
-            if self._refused(trial, architecture) or self._repeated(trial, str(architecture)):
+            candidate = Candidate(str(architecture), self.space.sample_training(trial))
+            if self._refused(trial, architecture, candidate) or self._repeated(trial, candidate):
                 self.refused_in_a_row += 1
                 continue
             self.refused_in_a_row = 0
-            start(trial, str(architecture))
-            self.running[trial.number] = trial, str(architecture)
+            start(trial, candidate.architecture)
+            self.running[trial.number] = trial, candidate
             stem = self.folder.absolute() / "artifacts" / f"{trial.number:05d}"
             seed = self.inputs.seed_of(trial.number)
-            worker.give(Order(trial.number, str(architecture), seed, os.fspath(stem)))
+            worker.give(Order(trial.number, *candidate, seed, os.fspath(stem)))
             return
 
-    def _refused(self, trial: Trial, architecture: Architecture) -> bool:
+    def _refused(self, trial: Trial, architecture: Architecture, candidate: Candidate) -> bool:
         cost = estimate(architecture, len(self.inputs.classes))
         over = _over(cost, self.inputs)
         if not over:
@@ -159,20 +182,19 @@ class _Run:
         for limit, share in over.items():
             trial.set_constraint(limit, share)
         reason = ", ".join(f"{limit} is {share:.0%} over" for limit, share in over.items())
-        self._record(
-            trial, TrialResult(str(architecture), "infeasible", f"estimated {reason}", cost)
-        )
+        result = candidate.result("infeasible", f"estimated {reason}")
+        self._record(trial, msgspec.structs.replace(result, cost=cost))
         return True
 
-    def _repeated(self, trial: Trial, architecture: str) -> bool:
-        """A known architecture is not trained again; the sampler learns its result once more."""
-        complete = [r for r in self._finished() if r.architecture == architecture]
-        twins = [n for n, (_, running) in self.running.items() if running == architecture]
+    def _repeated(self, trial: Trial, candidate: Candidate) -> bool:
+        """A known candidate is not trained again; the sampler learns its result once more."""
+        complete = [r for r in self._finished() if (r.architecture, r.training) == candidate]
+        twins = [n for n, (_, running) in self.running.items() if running == candidate]
         if complete:
             reason = f"same architecture as trial {complete[0].trial}"
             result = msgspec.structs.replace(complete[0], state="repeated", reason=reason)
         elif twins:
-            result = TrialResult(architecture, "repeated", f"trial {twins[0]} is running it")
+            result = candidate.result("repeated", f"trial {twins[0]} is running it")
         else:
             return False
         self._record(trial, msgspec.structs.replace(result, seconds=0.0, finished_at=0.0))
@@ -181,8 +203,8 @@ class _Run:
     def _take(self, worker: pools.Worker, pool: list[pools.Worker]) -> None:
         number = worker.order.trial if worker.order else -1
         answer = worker.take()
-        result = msgspec.structs.replace(answer.result, trial=number)
-        trial, _ = self.running[number]
+        trial, candidate = self.running[number]
+        result = msgspec.structs.replace(answer.result, trial=number, training=candidate.training)
         self._record(trial, result)
         self.progress.event(_event(result, self.inputs))
         if answer.trouble:

@@ -88,10 +88,12 @@ def front_end(waveforms: Tensor, settings: FrontEnd) -> Tensor:
     """Natural-log mel power spectrogram: [N, samples] float32 to [N, 1 + deltas, mels, frames].
 
     Hann window, HTK mel scale from 0 Hz to half the rate, no filter normalisation, floor 1e-6;
-    centred frames see zeros beyond the ends. Deltas are slopes over five frames.
+    centred frames see zeros beyond the ends. With `level` the logarithm of the clip's mean power
+    is taken away. Deltas are slopes over five frames.
     """
-    mel = _mel_spectrogram(settings)(waveforms).clamp_min(FLOOR).log_()
-    channels = [mel]
+    power = _mel_spectrogram(settings)(waveforms).clamp_min(FLOOR)
+    mean = power.mean((1, 2), keepdim=True)
+    channels = [power.log_() - mean.log() if settings.level else power.log_()]
     for _ in range(settings.deltas):
         channels.append(torchaudio.functional.compute_deltas(channels[-1]))
     return torch.stack(channels, dim=1)

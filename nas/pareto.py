@@ -273,6 +273,7 @@ def row(result: TrialResult, kind: SizeKind) -> dict[str, Any]:
         "peak_ram_bytes": cost.peak_ram_bytes if cost else None,
         "quantization": quantization(result),
         "parameters": cost.parameters if cost else None,
+        "training": " ".join(f"{key}={value:g}" for key, value in result.training.items()),
         "artifact": result.artifact,
         "seconds": result.seconds,
     }

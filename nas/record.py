@@ -17,6 +17,8 @@ from nas.target import TargetProfile
 LatencyKind = Literal["measured", "estimated", "none"]
 State = Literal["complete", "infeasible", "stopped", "repeated", "failed"]
 
+Training = dict[str, int | float]  # settings of Proxy that a trial has of its own
+
 KB = 1024
 
 
@@ -111,6 +113,8 @@ class Score(msgspec.Struct, frozen=True):
 class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """One trial, whatever became of it. Fields that a state cannot know stay None.
 
+    `training` is what its space chose for its recipe; the rest of the recipe is the study's.
+
     `front_end_ms` is the time of the features of one clip, by torch on this machine; `latency`
     is the network's alone. `logit_error` is the root mean square difference of the artefact's
     logits from the float network's on the validation clips, as a share of the latter's spread.
@@ -127,6 +131,7 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
     latency: Latency | None = None
     front_end_ms: float | None = None
     artifact: str | None = None
+    training: Training = {}
     seconds: float = 0.0
     seconds_training: float = 0.0
     rungs: list[tuple[int, float]] = []
@@ -185,6 +190,10 @@ class StudyInputs(msgspec.Struct, frozen=True):
     def seed_of(self, trial: int) -> int:
         """The seed that the trial's network is trained with, in the search and for export."""
         return self.seed + trial
+
+    def recipe_of(self, result: TrialResult) -> Proxy:
+        """The recipe that the trial was trained by, for its export as well."""
+        return msgspec.structs.replace(self.proxy, **result.training)
 
 
 class Evaluated(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ import msgspec
 
 from nas.arch import KINDS, Architecture, FrontEnd, Head, Quantization, Stage
 from nas.errors import UserError
+from nas.record import Proxy, Training
 from nas.shipped import decode, read
 
 Choose = Callable[[str, Sequence[Any]], Any]
@@ -42,6 +43,7 @@ class FrontEndChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clip_s: tuple[float, ...] = ()
     deltas: tuple[int, ...] = (0,)
     center: tuple[int, ...] = (1,)
+    level: tuple[int, ...] = (0,)
 
 
 class StageChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,9 +81,22 @@ class QuantizationChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     keep_float: tuple[str, ...] = ("none",)
 
 
+class TrainingChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Lists of choices of how strong each augmentation is, by the names of Proxy; what is left out
+    is as the study has it."""
+
+    mixup: tuple[float, ...] = ()
+    gain: tuple[float, ...] = ()
+    frequency_mask: tuple[int, ...] = ()
+    time_mask_share: tuple[float, ...] = ()
+    time_shift_share: tuple[float, ...] = ()
+    mixstyle_share: tuple[float, ...] = ()
+
+
 class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All choices. `front_end` is a list of alternatives, each with lists of its own; `stages[0]`
-    is the stem, and `depth` offers how many of the stages a network has (default: all)."""
+    is the stem, and `depth` offers how many of the stages a network has (default: all);
+    `training` may let the trials find out what augmentation serves them."""
 
     name: str
     description: str
@@ -90,11 +105,20 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     depth: tuple[int, ...] = ()
     head: HeadChoices = HeadChoices()
     quantization: QuantizationChoices = QuantizationChoices()
+    training: TrainingChoices = TrainingChoices()
 
     def sample(self, trial: Trial, clip_s: float) -> Architecture:
         """The architecture of this trial's choices, for clips of `clip_s` seconds unless the
         space has clip lengths of its own."""
         return _sample(self, partial(_ask, trial), clip_s)
+
+    def sample_training(self, trial: Trial) -> Training:
+        """What this trial's recipe has in place of the study's."""
+        return {
+            key: _ask(trial, f"training_{key}", choices)
+            for key, choices in msgspec.structs.asdict(self.training).items()
+            if choices
+        }
 
     def choices_of(self, architecture: Architecture) -> dict[str, Any] | None:
         """The choices that sample to this architecture; None if it is not in the space."""
@@ -188,9 +212,11 @@ def _check(space: SearchSpace) -> None:
         for kind in stage.kind:
             _check_stage(kind, stage, f"stage {i} (the stem is 0)")
     _check_rest(space.head, space.quantization)
+    _check_training(space.training)
     parts: list[tuple[str, msgspec.Struct]] = [
         ("head", space.head),
         ("quantization", space.quantization),
+        ("training", space.training),
     ]
     parts += [(f"front end {i}", part) for i, part in enumerate(space.front_end)]
     parts += [(f"stage {i}", part) for i, part in enumerate(space.stages)]
@@ -206,7 +232,7 @@ def _check_front_end(front: FrontEndChoices) -> None:
     for rate, window, mels in itertools.product(
         front.sample_rate_hz, front.window or (shortest,), front.mels
     ):
-        FrontEnd(rate, 1.0, shortest, window, max(front.hop), mels)
+        FrontEnd(rate, 1.0, shortest, window, max(front.hop), mels, level=max(front.level))
 
 
 def _check_disjoint(alternatives: Sequence[FrontEndChoices]) -> None:
@@ -234,6 +260,15 @@ def _check_rest(head: HeadChoices, quantization: QuantizationChoices) -> None:
         Quantization(scheme)
     for weights, part in itertools.product(quantization.weights, quantization.keep_float):
         Quantization("int8", weights, part)
+
+
+def _check_training(training: TrainingChoices) -> None:
+    for key, choices in msgspec.structs.asdict(training).items():
+        for value in choices:
+            try:
+                msgspec.convert({key: value}, Proxy)
+            except msgspec.ValidationError as error:
+                raise UserError(f"training: '{key}' holds {value!r}: {error}") from None
 
 
 def _check_stage(kind: str, stage: StageChoices, where: str) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,7 +27,7 @@ from nas.dataset import load
 from nas.errors import UserError
 from nas.features import compute
 from nas.pipeline import Job, evaluate_architecture
-from nas.record import Proxy, TrialResult
+from nas.record import Proxy, Training, TrialResult
 from nas.target import TargetProfile
 
 
@@ -40,10 +40,12 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """One architecture to evaluate; the artefact goes to `stem`.onnx."""
+    """One architecture to train by its own settings and evaluate; the artefact goes to
+    `stem`.onnx."""
 
     trial: int
     architecture: str
+    training: Training
     seed: int
     stem: str
 
@@ -157,6 +159,7 @@ def _work(pipe: Connection) -> None:
 
 def _evaluate(order: Order, job: Job) -> TrialResult:
     """An exception of the network's own is a recorded result: it must not end a search."""
+    job = replace(job, proxy=msgspec.structs.replace(job.proxy, **order.training))
     try:
         return evaluate_architecture(parse(order.architecture), job, order.seed, Path(order.stem))
     except OSError:

@@ -21,6 +21,9 @@ GOOD = (
 
 def test_a_string_reads_back_as_itself():
     assert str(parse(GOOD)) == GOOD
+    relative = GOOD.replace("logmel", "relmel")
+    assert str(parse(relative)) == relative
+    assert (parse(GOOD).front_end.level, parse(relative).front_end.level) == (0, 1)
 
 
 @pytest.mark.parametrize("name", sorted(published()))

@@ -23,6 +23,7 @@ FRONT_ENDS = [
     "logmel_r16000_t1_f1024_w640_h320_m40_d2_c0",
     "logmel_r8000_t0.5_f400_w400_h160_m64_d1_c1",
     "logmel_r22050_t1.5_f1000_w801_h333_m40_d0_c0",
+    "relmel_r16000_t1_f1024_w640_h320_m40_d1_c1",
 ]
 SMALL = FRONT_ENDS[2]
 STAGES = [

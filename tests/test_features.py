@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import librosa
@@ -91,6 +92,19 @@ def test_deltas_are_the_slope_of_the_log_mel() -> None:
     assert slope.numpy() == pytest.approx(per_frame, abs=2e-3)
     assert bend.numpy() == pytest.approx(0, abs=2e-3)
     assert (mel[-1] - mel[0]) / (len(mel) - 1) == pytest.approx(per_frame, rel=0.02)
+
+
+def test_a_level_of_one_hears_the_shape_of_the_sound_and_not_how_loud_it_is() -> None:
+    settings = FrontEnd(8000, 1.0, 256, 256, 80, 20, deltas=1, level=1)
+    audio = noise(settings.samples)
+    loud, soft = front_end(audio, settings), front_end(0.1 * audio, settings)
+    assert torch.allclose(loud, soft, atol=2e-3)
+    assert loud[:, 0].exp().mean((1, 2)).numpy() == pytest.approx(1, rel=1e-3)
+    plain = front_end(audio, replace(settings, level=0))
+    assert torch.allclose(plain[:, 1], loud[:, 1], atol=1e-4)
+    assert (plain - loud)[:, 0].flatten(1).std(1).max() < 1e-5
+    silence = torch.zeros(1, settings.samples)
+    assert front_end(silence, settings).abs().max() < 1e-5
 
 
 # decoding

@@ -366,6 +366,36 @@ def test_an_exhausted_space_ends_with_what_it_holds(workplace, tmp_path):
     assert [row["state"] for row in rows if row["state"] == "complete"] == ["complete"]
 
 
+def test_a_space_may_search_the_augmentation_and_export_trains_by_what_was_found(
+    workplace, tmp_path
+):
+    folder = copy_of(workplace, tmp_path)
+    one = SPACE.replace("[4, 8, 16]", "[4]").replace("[8, 16, 24, 512]", "[8]")
+    one = one.replace('["ds", "ir"]', '["ds"]').replace(', "float16", "int8"', "")
+    (folder / "tiny.toml").write_text(
+        one + "[training]\ngain = [0.0, 2.5]\nfrequency_mask = [0, 4]\nmixup = [0.2]\n"
+    )
+    done = nas_in(folder, workplace, "search", "tones.toml", "--trials", "5")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(nas(folder, "front", "tones", "--all", "--json").stdout)
+    complete = [row for row in rows if row["state"] == "complete"]
+    assert {row["training"] for row in complete} == {
+        f"mixup=0.2 gain={gain} frequency_mask={bands}" for gain in ("0", "2.5") for bands in (0, 4)
+    }
+    assert len(complete) == 4
+    first = {row["training"]: row["trial"] for row in reversed(complete)}
+    for row in rows:
+        if row["state"] == "repeated" and row["accuracy"] is not None:
+            assert row["reason"] == f"same architecture as trial {first[row['training']]}"
+    trial = first["mixup=0.2 gain=2.5 frequency_mask=0"]
+    done = nas_in(
+        folder, workplace, "export", "tones", "--trial", f"{trial}", "--epochs", "2", "--out", "x"
+    )
+    assert done.returncode == 0, done.stderr
+    recipe = (folder / "x" / "README.md").read_text()
+    assert '"mixup": 0.2, "gain": 2.5, "frequency_mask": 0,' in recipe
+
+
 def nas_in(folder: Path, workplace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nas", *arguments]
     return subprocess.run(

@@ -177,6 +177,33 @@ def test_a_mistake_in_a_space_gets_one_sentence_that_names_file_and_key(old, new
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("gain = [-1.0]", "training: 'gain' holds -1.0: Expected `float` >= 0.0"),
+        ("time_mask_share = [0.5, 1.5]", "training: 'time_mask_share' holds 1.5"),
+        ("mixup = [0.1, 0.1]", "training: 'mixup' repeats a choice"),
+        ("mixupp = [0.1]", "mixupp"),
+        ("mixup = 0.1", "training.mixup"),
+    ],
+)
+def test_a_mistake_in_the_training_table_is_named(table, said):
+    with pytest.raises(UserError) as error:
+        space_from_toml(f"{TINY}\n[training]\n{table}\n", "tiny.toml")
+    assert said in str(error.value)
+    assert "tiny.toml" in str(error.value)
+
+
+def test_the_recipe_that_a_space_chooses_is_drawn_from_its_lists():
+    space = space_from_toml(f"{TINY}\n[training]\ngain = [0, 2]\nmixup = [0.3]\n", "tiny.toml")
+    drawn = [space.sample_training(RandomTrial(seed)) for seed in range(20)]
+    assert {tuple(training.items()) for training in drawn} == {
+        (("mixup", 0.3), ("gain", 0.0)),
+        (("mixup", 0.3), ("gain", 2.0)),
+    }
+    assert space.count() == space_from_toml(TINY, "tiny.toml").count()
+
+
 def test_a_built_network_gives_one_logit_per_class_and_clip():
     import torch
 
