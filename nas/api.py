@@ -61,9 +61,10 @@ def search(study: str | None = None, *, silent: bool = True, **settings: Any) ->
             inputs,
             Job(dataset, target, asked.proxy),
             _limits(asked),
-            asked.workers or os.cpu_count() or 1,
+            asked.workers or len(os.sched_getaffinity(0)),
             shown,
             asked.storage,
+            asked.artifacts,
         )
 
 
@@ -97,7 +98,7 @@ def evaluate(
     stem = EVALUATED / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     with told("evaluated"):
         stem.parent.mkdir(parents=True, exist_ok=True)
-        result = evaluate_architecture(found, job, seed, stem)
+        result = evaluate_architecture(found, job, seed, os.fspath(stem))
         made = Evaluated(
             architecture, job.dataset.fingerprint, job.target.name, proxy.epochs, result
         )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.arch import Architecture, parse
+from nas.artifacts import fetch
 from nas.cache import whole_folder
 from nas.card import Agreement, Network, card, confusion_svg
 from nas.classifier import classifier
@@ -133,11 +134,11 @@ def _retrained(architecture: Architecture, job: Job, features: Features, seed: i
 
 def _own(result: TrialResult) -> bytes:
     try:
-        return Path(result.artifact or "").read_bytes()
+        return fetch(result.artifact or "")
     except OSError as error:
         raise UserError(
             f"the artefact of trial {result.trial} cannot be read ({result.artifact}: "
-            f"{error.strerror}); export without --no-retrain to train it again"
+            f"{error.strerror or error}); export without --no-retrain to train it again"
         ) from None
 
 

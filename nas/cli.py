@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -77,6 +78,9 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--seed", type=int, help="seed of sampling and training")
     parser.add_argument("--storage", help="database URL, for several machines (default: a file)")
     parser.add_argument(
+        "--artifacts", help="folder or s3://BUCKET that all machines reach (default: studies/NAME)"
+    )
+    parser.add_argument(
         "--tolerate-bad-files",
         action="store_true",
         default=None,
@@ -88,6 +92,8 @@ def _search(options: argparse.Namespace) -> None:
     from nas import api, report
     from nas.record import KB
 
+    # Slurm and Kubernetes end a job with SIGTERM: as after Ctrl-C, its trials are recorded.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     flags = {k: v for k, v in vars(options).items() if k not in ("run", "study")}
     record = api.search(options.study, silent=False, **flags)
     page = _write_page([record.name], options.storage)

@@ -1,13 +1,12 @@
 """The search: ask for an architecture, refuse what cannot fit, have it evaluated, record it.
 
-One process asks and records; its workers evaluate. Other processes may join the study by name;
-each counts the trials of others that had ended when it started.
+One process asks and records; its workers evaluate. Other processes, on this machine or others, may
+join the study by name: each sees what all have finished and are running.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ import msgspec
 
 from nas import workers as pools
 from nas.arch import Architecture
+from nas.artifacts import place_of, prepare
 from nas.cost import estimate
 from nas.errors import UserError
 from nas.pareto import front, percent
@@ -38,15 +38,18 @@ from nas.record import (
 )
 from nas.space import SearchSpace
 from nas.study import (
+    Pulse,
     Study,
     Trial,
+    ask,
     load_study,
+    look,
     open_study,
     record,
-    results,
     start,
     study_folder,
     told,
+    withdraw,
 )
 from nas.workers import Order
 
@@ -55,6 +58,7 @@ from nas.workers import Order
 MOST_REFUSED_IN_A_ROW = 1000
 PROPOSALS_PER_TURN = 10
 MOST_FAILED_IN_A_ROW = 5
+IDLE_S = 0.5  # between two looks at what other processes do, while they run the last trials
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,22 @@ def run_search(
     workers: int,
     progress: Progress,
     storage: str | None = None,
+    artifacts: str | None = None,
 ) -> StudyRecord:
     """Runs or continues the study until its limits; returns all that it holds.
 
     Raises UserError if the study exists with other inputs or if nothing in the space fits the
     budget. KeyboardInterrupt passes through with every finished trial recorded.
     """
-    folder = study_folder(name)
+    folder, place = study_folder(name), place_of(artifacts, name)
     space = msgspec.json.decode(inputs.space, type=SearchSpace)
     _refuse_impossible(space, inputs, job.dataset.clip_s)
     with told(name):
-        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-        study = open_study(name, storage, inputs)
-        run = _Run(study, space, inputs, job, limits, progress, folder)
-        if run.left() != 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare(place)
+        study = open_study(name, storage, inputs, progress.event)
+        run = _Run(study, space, inputs, job, limits, progress, folder, place)
+        if not run.over():
             with pools.pool(workers, run.task, folder / "workers.log") as pool:
                 run.loop(pool)
     return load_study(name, storage)
@@ -115,39 +121,65 @@ class _Run:
         limits: Limits,
         progress: Progress,
         folder: Path,
+        place: str,
     ) -> None:
         self.study, self.space, self.inputs, self.job = study, space, inputs, job
-        self.limits, self.progress, self.folder = limits, progress, folder
+        self.limits, self.progress, self.folder, self.place = limits, progress, folder, place
         self.task = pools.Task(inputs.data, inputs.profile, inputs.proxy)
         self.start = time.monotonic()
-        self.results = {r.trial: r for r in results(study)}
+        self.results: dict[int, TrialResult] = {}
         self.running: dict[int, tuple[Trial, Candidate]] = {}
+        self.elsewhere: dict[int, Candidate | None] = {}
         self.refused_in_a_row = self.failed_in_a_row = 0
+        self.pulse = Pulse(study, inputs)
+        self._look()
+
+    def over(self) -> bool:
+        """Whether the search has ended for this process, but for what it runs."""
+        if self.limits.minutes and self._minutes() >= self.limits.minutes:
+            return True
+        if self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
+            return True
+        return self.limits.trials is not None and len(self._finished()) >= self.limits.trials
 
     def left(self) -> int | None:
-        """Trials still to start; None if only time limits the search."""
-        if self.limits.minutes and self._minutes() >= self.limits.minutes:
-            return 0
-        if self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
+        """Trials that no process has started yet; None if only time limits the search."""
+        if self.over():
             return 0
         if self.limits.trials is None:
             return None
-        return max(0, self.limits.trials - len(self._finished()) - len(self.running))
+        running = len(self.running) + len(self.elsewhere)
+        return max(0, self.limits.trials - len(self._finished()) - running)
+
+    def _look(self) -> None:
+        """Takes note of what all processes have finished and what the others are running."""
+        self.pulse.beat(trial for trial, _ in self.running.values())
+        ended, running = look(self.study, self.results)
+        self.results |= {result.trial: result for result in ended}
+        self.elsewhere = {
+            number: Candidate(r.architecture, r.training) if r else None
+            for number, r in running.items()
+            if number not in self.running
+        }
 
     def loop(self, pool: list[pools.Worker]) -> None:
         """Until nothing is left to start and nothing runs. What runs when it is interrupted is
         recorded as failed."""
         try:
-            while self.running or self.left() != 0:
+            while self.running or not self.over():
                 for worker in pool:
                     if worker.order is None and self.left() != 0:
                         self._give(worker)
-                if self.running:
-                    for worker in pools.ready(pool, timeout_s=1.0):
-                        with _deferred_interrupt():
-                            self._take(worker, pool)
+                if not self.running and self.left() == 0:
+                    time.sleep(IDLE_S)
+                for worker in pools.ready(pool, timeout_s=1.0) if self.running else []:
+                    with _deferred_interrupt():
+                        self._take(worker, pool)
+                self._look()
                 self.progress.standing(self._standing())
         finally:
+            for worker in pools.ready(pool, timeout_s=0.0):
+                self._record_answer(worker)
             for trial, candidate in list(self.running.values()):
                 self._record(trial, candidate.result("failed", "the search was ended"))
         if self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
@@ -160,19 +192,34 @@ class _Run:
         """An architecture that fits and has not been measured goes to the worker, if one of the
         next few proposals is one."""
         for _ in range(PROPOSALS_PER_TURN):
-            trial = self.study.ask()
+            trial = ask(self.study, self.inputs.seed)
             architecture = self.space.sample(trial, self.job.dataset.clip_s)
             candidate = Candidate(str(architecture), self.space.sample_training(trial))
             if self._refused(trial, architecture, candidate) or self._repeated(trial, candidate):
                 self.refused_in_a_row += 1
                 continue
             self.refused_in_a_row = 0
-            start(trial, candidate.architecture)
+            if self._covered(trial):
+                withdraw(self.study, trial)
+                return
+            start(trial, *candidate)
             self.running[trial.number] = trial, candidate
-            stem = self.folder.absolute() / "artifacts" / f"{trial.number:05d}"
+            stem = f"{self.place}/{trial.number:05d}"
             seed = self.inputs.seed_of(trial.number)
-            worker.give(Order(trial.number, *candidate, seed, os.fspath(stem)))
+            worker.give(Order(trial.number, *candidate, seed, stem))
             return
+
+    def _covered(self, trial: Trial) -> bool:
+        """Whether other processes have come first and run all that is left.
+
+        Trials are numbered in the order in which they are asked for, so that of processes that
+        ask at the same moment only the first ones go on.
+        """
+        if self.limits.trials is None:
+            return False
+        self._look()
+        before = [n for n in (*self.running, *self.elsewhere) if n < trial.number]
+        return len(self._finished()) + len(before) >= self.limits.trials
 
     def _refused(self, trial: Trial, architecture: Architecture, candidate: Candidate) -> bool:
         cost = estimate(architecture, len(self.inputs.classes))
@@ -189,7 +236,8 @@ class _Run:
     def _repeated(self, trial: Trial, candidate: Candidate) -> bool:
         """A known candidate is not trained again; the sampler learns its result once more."""
         complete = [r for r in self._finished() if (r.architecture, r.training) == candidate]
-        twins = [n for n, (_, running) in self.running.items() if running == candidate]
+        running = self.elsewhere | {n: here for n, (_, here) in self.running.items()}
+        twins = [number for number, other in running.items() if other == candidate]
         if complete:
             reason = f"same architecture as trial {complete[0].trial}"
             result = msgspec.structs.replace(complete[0], state="repeated", reason=reason)
@@ -200,13 +248,18 @@ class _Run:
         self._record(trial, msgspec.structs.replace(result, seconds=0.0, finished_at=0.0))
         return True
 
-    def _take(self, worker: pools.Worker, pool: list[pools.Worker]) -> None:
+    def _record_answer(self, worker: pools.Worker) -> pools.Answer:
         number = worker.order.trial if worker.order else -1
         answer = worker.take()
         trial, candidate = self.running[number]
         result = msgspec.structs.replace(answer.result, trial=number, training=candidate.training)
         self._record(trial, result)
         self.progress.event(_event(result, self.inputs))
+        return answer
+
+    def _take(self, worker: pools.Worker, pool: list[pools.Worker]) -> None:
+        answer = self._record_answer(worker)
+        result = answer.result
         if answer.trouble:
             raise UserError(answer.trouble)
         self._refuse_failing(result)

@@ -3,10 +3,8 @@ functions. Every figure is taken from the bytes that would ship."""
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from nas.arch import Architecture, Quantization
-from nas.cache import write_whole
+from nas.artifacts import keep
 from nas.cost import estimate
 from nas.dataset import Dataset
 from nas.errors import UserError
@@ -55,12 +53,13 @@ def over_limits(cost: Cost, kind: SizeKind, budget: Budget) -> dict[str, float]:
 
 
 def evaluate_architecture(
-    architecture: Architecture, job: Job, seed: int, stem: Path
+    architecture: Architecture, job: Job, seed: int, stem: str
 ) -> TrialResult:
     """Trains a proxy of the architecture, quantises it and measures the artefact.
 
     Writes `stem`.onnx (the artefact) and `stem`.safetensors (the trained float weights), each
-    whole or not at all. Deterministic for one seed on one machine, but for the latency.
+    whole or not at all; `stem` is a path or s3://bucket/key. Deterministic for one seed on one
+    machine, but for the latency.
     """
     start = time.monotonic()
     classes = len(job.dataset.classes)
@@ -70,15 +69,15 @@ def evaluate_architecture(
     network = trained(architecture, job, training, seed)
     seconds_training = time.monotonic() - training_start
     artifact = artifact_of(network, architecture, training, seed)
-    write_whole(stem.with_suffix(".onnx"), artifact.content)
-    write_whole(stem.with_suffix(".safetensors"), save(weights(network)))
+    keep(f"{stem}.safetensors", save(weights(network)))
+    keep(f"{stem}.onnx", artifact.content)
     result = TrialResult(
         architecture=str(architecture),
         state="complete",
         cost=estimate(architecture, classes),
         file_bytes=len(artifact.content),
         front_end_ms=front_end_ms(architecture.front_end),
-        artifact=os.fspath(stem.with_suffix(".onnx")),
+        artifact=f"{stem}.onnx",
         seconds_training=seconds_training,
     )
     outputs = predict(network, tensor(validation))

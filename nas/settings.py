@@ -35,6 +35,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: int = 0
     seed: int = 0
     storage: str | None = None
+    artifacts: str | None = None
     tolerate_bad_files: bool = False
     proxy: Proxy = Proxy()
 

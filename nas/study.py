@@ -1,7 +1,9 @@
 """Studies in Optuna's storage, the only record of a search.
 
 A study is a folder `studies/<name>` (or a row in the database of `--storage`). Its inputs are
-frozen when it is created; each trial carries its whole result.
+frozen when it is created; each trial carries its whole result. Any number of processes on any
+number of machines search in one study: each keeps its own trials alive by a heartbeat and frees
+those of processes that are dead.
 """
 
 from __future__ import annotations
@@ -12,50 +14,79 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import optuna
 from optuna import Study, Trial
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import URL
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import OperationalError, PendingRollbackError, SQLAlchemyError
 
 from nas.errors import UserError, nearest
-from nas.record import KB, StudyInputs, StudyRecord, TrialResult, size_bytes
+from nas.record import KB, StudyInputs, StudyRecord, Training, TrialResult, size_bytes
 
 __all__ = [
+    "Pulse",
     "Study",
     "Trial",
+    "ask",
     "importance",
     "load_study",
+    "look",
     "open_study",
     "record",
-    "results",
     "start",
     "study_folder",
     "told",
+    "withdraw",
 ]
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message="Heartbeat of storage")  # for use without ask and tell
 
 FEWEST_FOR_IMPORTANCE = 10
+# A process that has not shown a sign of life for so long is dead; one that is not (a machine that
+# slept) loses nothing: its result is added as a trial of its own.
+BEAT_S, GRACE_S = 10, 60
+# A database that is away is waited for: so long, and asked again after these pauses.
+MOST_AWAY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 600.0, 0.5, 10.0
+_SIGNS_OF_ABSENCE = (OperationalError, PendingRollbackError)
+# What a running search asks of Optuna's storage: safe to ask twice.
+_ASKED_OF_STORAGE = (
+    "_create_new_trial",
+    "_get_stale_trial_ids",
+    "_get_trials",
+    "_set_trial_param",
+    "get_study_system_attrs",
+    "get_study_user_attrs",
+    "get_trial",
+    "record_heartbeat",
+    "set_trial_state_values",
+    "set_trial_system_attr",
+    "set_trial_user_attr",
+)
 _RESULT, _INPUTS, _STARTED = "result", "inputs", "started"
 
 
 class Started(msgspec.Struct, frozen=True):
     """What is known of a trial while it runs: enough to record it as failed if it never ends.
 
-    `born` is the process's start time as the kernel counts it: process numbers come again.
+    `machine` is where the number `pid` means something, and `born` the process's start time as
+    the kernel counts it: process numbers come again.
     """
 
     architecture: str
     host: str
     pid: int
     born: str
+    machine: str = ""
+    training: Training = {}
 
 
 def study_folder(name: str) -> Path:
@@ -69,32 +100,60 @@ def told(name: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, OSError) as error:
-        cause = error.__cause__ or error
-        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise UserError(
-            f"study '{name}': its database or folder cannot be used ({first}); check disk space, "
-            "permissions or --storage; the same command then goes on"
+            f"study '{name}': its database or folder cannot be used ({_first_line(error)}); check "
+            "disk space, permissions, --storage or --artifacts; the same command then goes on"
         ) from None
 
 
-def open_study(name: str, storage: str | None, inputs: StudyInputs) -> Study:
-    """The study of this name, created if need be.
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+def open_study(
+    name: str, storage: str | None, inputs: StudyInputs, say: Callable[[str], None]
+) -> Study:
+    """The study of this name, created if need be; `say` is told when its database is away.
 
     Raises UserError if it exists with other inputs or if the storage cannot be opened.
     """
+    database = _storage(name, storage)
     study = optuna.create_study(
-        storage=_storage(name, storage),
+        storage=database,
         study_name=name,
+        sampler=optuna.samplers.RandomSampler(inputs.seed),
         directions=["maximize", "minimize"],
         load_if_exists=True,
     )
     if _INPUTS not in study.user_attrs:
         study.set_user_attr(_INPUTS, msgspec.json.encode(inputs).decode())
     _refuse_other_inputs(name, _inputs(study), inputs)
-    _bury_the_dead(study, inputs)
-    seed = inputs.seed + len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    if storage:
+        for call in _ASKED_OF_STORAGE:
+            setattr(database, call, partial(_patiently, getattr(database, call), say))
     return study
+
+
+def _patiently(
+    call: Callable[..., Any], say: Callable[[str], None], *given: Any, **named: Any
+) -> Any:
+    """What the call returns, once the database answers."""
+    waited_s, pause_s = 0.0, FIRST_PAUSE_S
+    while True:
+        try:
+            answer = call(*given, **named)
+        except StorageInternalError as error:
+            if not isinstance(error.__cause__, _SIGNS_OF_ABSENCE) or waited_s >= MOST_AWAY_S:
+                raise
+            if not waited_s:
+                say(f"the database is away ({_first_line(error)}); waiting for it")
+        else:
+            if waited_s:
+                say("the database is back; the search goes on")
+            return answer
+        time.sleep(pause_s)
+        waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def load_study(name: str, storage: str | None = None) -> StudyRecord:
@@ -106,11 +165,12 @@ def load_study(name: str, storage: str | None = None) -> StudyRecord:
         database = _storage(name, storage)
         known = optuna.get_all_study_names(database)
         if name not in known:
-            raise UserError(f"no study '{name}' in {storage or 'its file'}: {nearest(name, known)}")
+            where = make_url(storage) if storage else "its file"  # shown without its password
+            raise UserError(f"no study '{name}' in {where}: {nearest(name, known)}")
         study = optuna.load_study(study_name=name, storage=database)
         starts = [t.datetime_start for t in study.get_trials(deepcopy=False) if t.datetime_start]
         started_at = min(starts).timestamp() if starts else 0.0
-        return StudyRecord(name, _inputs(study), results(study), started_at)
+        return StudyRecord(name, _inputs(study), look(study)[0], started_at)
 
 
 def importance(name: str, storage: str | None = None) -> dict[str, dict[str, float]]:
@@ -129,31 +189,75 @@ def importance(name: str, storage: str | None = None) -> dict[str, dict[str, flo
         }
 
 
-def start(trial: Trial, architecture: str) -> None:
+def ask(study: Study, seed: int) -> Trial:
+    """A new trial, alive from now on. The number of a process's first one seeds its sampler: no
+    other process has it, and a search by one process is the same each time."""
+    trial = study.ask()
+    _beat(trial)
+    if isinstance(study.sampler, optuna.samplers.RandomSampler):
+        study.sampler = optuna.samplers.TPESampler(seed=seed + trial.number, constant_liar=True)
+    return trial
+
+
+def start(trial: Trial, architecture: str, training: Training) -> None:
     """Notes who is about to evaluate the trial."""
-    started = Started(architecture, socket.gethostname(), os.getpid(), _born(os.getpid()))
+    host, pid = socket.gethostname(), os.getpid()
+    started = Started(architecture, host, pid, _born(pid), _machine(), training)
     trial.set_user_attr(_STARTED, msgspec.json.encode(started).decode())
 
 
+def withdraw(study: Study, trial: Trial) -> None:
+    """Gives up a trial that was asked for and not started: it leaves no result."""
+    _end(study, trial.number, state=TrialState.FAIL)
+
+
 def record(study: Study, trial: Trial, result: TrialResult, inputs: StudyInputs) -> TrialResult:
-    """Stores the result and tells the sampler; returns it with its number and time."""
+    """Stores the result and tells the sampler; returns it with its number and time.
+
+    If the trial was given up for dead meanwhile, its result is stored as a new trial.
+    """
     finished_at = result.finished_at or time.time()
     result = msgspec.structs.replace(result, trial=trial.number, finished_at=finished_at)
     over = _over_latency(result, inputs)
-    if over is not None:
-        trial.set_constraint("latency_ms", over)
-    trial.set_user_attr(_RESULT, msgspec.json.encode(result).decode())
+    try:
+        if over is not None:
+            trial.set_constraint("latency_ms", over)
+        trial.set_user_attr(_RESULT, msgspec.json.encode(result).decode())
+    except UpdateFinishedTrialError:
+        if result.state != "failed":
+            _add(study, trial, result, inputs)
+        return msgspec.structs.replace(
+            result, state="failed", reason="given up for dead", score=None
+        )
     _tell(study, trial.number, result, inputs)
     return result
 
 
+def _add(study: Study, trial: Trial, result: TrialResult, inputs: StudyInputs) -> None:
+    frozen = optuna.trial.create_trial(
+        **_outcome(result, inputs),
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={_RESULT: msgspec.json.encode(result).decode()},
+    )
+    study.add_trial(frozen)
+
+
 def _tell(study: Study, number: int, result: TrialResult, inputs: StudyInputs) -> None:
+    _end(study, number, **_outcome(result, inputs))
+
+
+def _outcome(result: TrialResult, inputs: StudyInputs) -> dict[str, Any]:
+    """What Optuna knows of a result: `state` and, if the sampler learns from it, `values`."""
     if result.state in ("complete", "repeated") and result.score is not None:
-        study.tell(number, _values(result, inputs), skip_if_finished=True)
-    else:
-        failed = result.state == "failed"
-        state = TrialState.FAIL if failed else TrialState.PRUNED
-        study.tell(number, state=state, skip_if_finished=True)
+        return {"state": TrialState.COMPLETE, "values": _values(result, inputs)}
+    return {"state": TrialState.FAIL if result.state == "failed" else TrialState.PRUNED}
+
+
+def _end(study: Study, number: int, **outcome: Any) -> None:
+    """Another process may end the trial at the same moment: what it told is as good."""
+    with contextlib.suppress(UpdateFinishedTrialError):
+        study.tell(number, skip_if_finished=True, **outcome)
 
 
 def _over_latency(result: TrialResult, inputs: StudyInputs) -> float | None:
@@ -162,21 +266,44 @@ def _over_latency(result: TrialResult, inputs: StudyInputs) -> float | None:
     return result.latency.latency_ms / limit - 1 if limit and result.latency else None
 
 
-def results(study: Study) -> list[TrialResult]:
-    """Every trial that has ended, in order. One whose result is stored has ended, told or not."""
-    trials = study.get_trials(deepcopy=False)
-    ended = [t for t in trials if t.state.is_finished() or _RESULT in t.user_attrs]
-    return [result for trial in ended if (result := _result(trial))]
+def look(
+    study: Study, known: Collection[int] = ()
+) -> tuple[list[TrialResult], dict[int, TrialResult | None]]:
+    """The results of all processes whose numbers are not `known`, in order; and by number, for the
+    trials that run, what each is if it never ends (None while its architecture is chosen).
+
+    A trial whose result is stored has ended, told or not.
+    """
+    ended: list[TrialResult] = []
+    running: dict[int, TrialResult | None] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.number in known:
+            continue
+        result = _result(trial)
+        if trial.state.is_finished() or _RESULT in trial.user_attrs:
+            ended += [result] if result else []
+        elif trial.state == TrialState.RUNNING:
+            running[trial.number] = result
+    return ended, running
 
 
 def _result(trial: FrozenTrial) -> TrialResult | None:
+    """The stored result; for a started trial without one, what it is if it never ends."""
     if _RESULT in trial.user_attrs:
-        return msgspec.json.decode(trial.user_attrs[_RESULT], type=TrialResult)
-    if _STARTED not in trial.user_attrs:
+        stored = msgspec.json.decode(trial.user_attrs[_RESULT], type=TrialResult)
+        return msgspec.structs.replace(stored, trial=trial.number)
+    started = _started(trial)
+    if started is None:
         return None
-    started = msgspec.json.decode(trial.user_attrs[_STARTED], type=Started)
     reason = f"the search on {started.host} ended while this trial ran"
-    return TrialResult(started.architecture, "failed", reason, trial=trial.number)
+    return TrialResult(
+        started.architecture, "failed", reason, trial=trial.number, training=started.training
+    )
+
+
+def _started(trial: FrozenTrial) -> Started | None:
+    text = trial.user_attrs.get(_STARTED)
+    return None if text is None else msgspec.json.decode(text, type=Started)
 
 
 def _values(result: TrialResult, inputs: StudyInputs) -> tuple[float, float]:
@@ -190,14 +317,28 @@ def _storage(name: str, storage: str | None) -> optuna.storages.RDBStorage:
     if storage is None:
         study_folder(name).mkdir(parents=True, exist_ok=True)
         file = URL.create("sqlite", database=str(study_folder(name) / "study.db"))
-        return optuna.storages.RDBStorage(file.render_as_string(hide_password=False))
+        writers = {"connect_args": {"timeout": GRACE_S / 2}}  # wait for their turn
+        return _opened(file.render_as_string(hide_password=False), writers)
     try:
-        return optuna.storages.RDBStorage(storage)
+        return _opened(storage, {"pool_pre_ping": True})
     except ImportError:
         raise UserError(
-            f"--storage {storage}: its driver is not installed; for PostgreSQL: "
+            f"--storage {make_url(storage)}: its driver is not installed; for PostgreSQL: "
             "pip install 'tinyaudio-nas[postgres]'"
         ) from None
+
+
+def _opened(url: str, engine: dict[str, Any], tries: int = 3) -> optuna.storages.RDBStorage:
+    """Of processes that start together and create the tables, all but one fail the first time."""
+    try:
+        return optuna.storages.RDBStorage(
+            url, engine_kwargs=engine, heartbeat_interval=BEAT_S, grace_period=GRACE_S
+        )
+    except (SQLAlchemyError, StorageInternalError):
+        if tries == 1:
+            raise
+    time.sleep(FIRST_PAUSE_S)
+    return _opened(url, engine, tries - 1)
 
 
 def _inputs(study: Study) -> StudyInputs:
@@ -242,17 +383,68 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _bury_the_dead(study: Study, inputs: StudyInputs) -> None:
-    """Trials that a killed search of this machine left running are told to have failed; one that
-    was killed between storing its result and telling it is told its result."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        text = trial.user_attrs.get(_STARTED)
-        result = _result(trial)
-        if result is None or text is None:  # just asked for, perhaps by another process
-            continue
-        started = msgspec.json.decode(text, type=Started)
-        if started.host == socket.gethostname() and _born(started.pid) != started.born:
-            _tell(study, trial.number, result, inputs)
+class Pulse:
+    """The sign of life of one process's trials; with it go the trials of processes without."""
+
+    def __init__(self, study: Study, inputs: StudyInputs) -> None:
+        self.study, self.inputs = study, inputs
+        self.unstarted: set[int] = set()
+        self.beat_at = -math.inf
+        self.judge_at = -math.inf
+
+    def beat(self, mine: Iterable[Trial]) -> None:
+        """At most every BEAT_S: keeps `mine` alive and frees the trials of the dead.
+
+        After this process or the database stood still, the others first get GRACE_S to show that
+        they are alive.
+        """
+        now = time.monotonic()
+        if now - self.beat_at < BEAT_S:
+            return
+        numbers = set()
+        for trial in mine:
+            _beat(trial)
+            numbers.add(trial.number)
+        if math.isfinite(self.beat_at) and time.monotonic() - self.beat_at > GRACE_S / 2:
+            self.judge_at = time.monotonic() + GRACE_S
+        self.beat_at = time.monotonic()
+        if self.beat_at >= self.judge_at:
+            self._free(numbers)
+
+    def _free(self, mine: Collection[int]) -> None:
+        """Trials that a killed process left running have failed; one that was killed between
+        storing its result and telling it is told its result."""
+        unstarted = set()
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.number in mine:
+                continue
+            result = _result(trial)
+            if result is None:
+                unstarted.add(trial.number)
+            elif _RESULT in trial.user_attrs or _died_here(_started(trial)):
+                _tell(self.study, trial.number, result, self.inputs)
+        for number in unstarted & self.unstarted:
+            _end(self.study, number, state=TrialState.FAIL)
+        self.unstarted = unstarted
+        optuna.storages.fail_stale_trials(self.study)
+
+
+def _beat(trial: Trial) -> None:
+    storage: Any = trial.storage
+    storage.record_heartbeat(trial._trial_id)
+
+
+def _died_here(started: Started | None) -> bool:
+    """Whether the process ran on this machine and is no more: no need to wait for its silence."""
+    if started is None or started.machine != _machine():
+        return False
+    return _born(started.pid) != started.born
+
+
+def _machine() -> str:
+    """The boot of the kernel and the name space in which process numbers mean something."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _born(pid: int) -> str:

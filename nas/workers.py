@@ -161,7 +161,7 @@ def _evaluate(order: Order, job: Job) -> TrialResult:
     """An exception of the network's own is a recorded result: it must not end a search."""
     job = replace(job, proxy=msgspec.structs.replace(job.proxy, **order.training))
     try:
-        return evaluate_architecture(parse(order.architecture), job, order.seed, Path(order.stem))
+        return evaluate_architecture(parse(order.architecture), job, order.seed, order.stem)
     except OSError:
         raise
     except Exception as error:

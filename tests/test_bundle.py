@@ -68,7 +68,7 @@ def study(tmp_path_factory):
         patch.setenv("NAS_CACHE", str(folder / "cache"))
         dataset = load(write_tones(folder / "tones", [0.5, 0.2, 1.3, 0.58, 0.53]))
         job = Job(dataset, load_target("host"), PROXY)
-        result = evaluate_architecture(parse(ARCHITECTURE), job, 5, folder / "00002")
+        result = evaluate_architecture(parse(ARCHITECTURE), job, 5, str(folder / "00002"))
         result = msgspec.structs.replace(result, trial=2)
         inputs = StudyInputs(
             data=str(dataset.root),
@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_network_and_so_does_evaluate(study, bundle
     torch.set_num_threads(1)
     recipe = msgspec.structs.replace(PROXY, epochs=25)
     longer = evaluate_architecture(
-        parse(ARCHITECTURE), replace(job, proxy=recipe), 5, tmp_path / "x"
+        parse(ARCHITECTURE), replace(job, proxy=recipe), 5, str(tmp_path / "x")
     )
     assert Path(longer.artifact).read_bytes() == (again / "model.onnx").read_bytes()
 

@@ -15,12 +15,18 @@ import nas
 PACKAGE = Path(nas.__file__).parent
 ORDER = """
     errors arch target device record shipped settings space published pareto
-    cache audio clips layouts splits scenes dataset features
+    cache artifacts audio clips layouts splits scenes dataset features
     blocks network trace ledger cost augment train plain slim quantize score measure
     pipeline study workers progress engine figure page report classifier card bundle
     api cli __init__ __main__
 """.split()
-OWNER = {"nncf": "quantize", "onnxruntime": "measure", "optuna": "study", "plotly": "report"}
+OWNER = {
+    "boto3": "artifacts",
+    "nncf": "quantize",
+    "onnxruntime": "measure",
+    "optuna": "study",
+    "plotly": "report",
+}
 HEAVY = {"torch", "torchaudio", "nncf", "onnx", "onnxruntime", "optuna", "plotly", "scipy", "numpy"}
 # What lies in assets is shipped to users as it is and never imported here.
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if PACKAGE / "assets" not in p.parents)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from searching import STUDY, children, wait_for, working_folder
 from tones import SPACE, write_tones
 
 from nas.arch import parse
@@ -48,17 +49,6 @@ CONTRACT = {
     "artifact",
     "seconds",
 }
-STUDY = """
-name = "tones"
-data = "tones"
-space = "tiny.toml"
-budget_kb = 12
-trials = 6
-workers = 2
-
-[proxy]
-epochs = 3
-"""
 
 
 @pytest.fixture(scope="module")
@@ -223,13 +213,6 @@ def test_kill_9_in_mid_search_loses_no_finished_trial(workplace, tmp_path):
             assert (tmp_path / row["artifact"]).stat().st_size == row["file_bytes"]
 
 
-def wait_for(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
 def finished(folder: Path) -> dict[int, str]:
     """Result by trial number, straight from the database."""
     with sqlite3.connect(folder / "studies" / "killed" / "study.db") as database:
@@ -238,18 +221,6 @@ def finished(folder: Path) -> dict[int, str]:
             "using (trial_id) where key = 'result' and state = 'COMPLETE'"
         )
         return dict(rows.fetchall())
-
-
-def children(parent: int) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if fields[1] == str(parent) and fields[0] != "Z":
-            found.append(path.parent.name)
-    return found
 
 
 def test_one_seed_gives_the_same_architectures_and_accuracies_again(workplace, tmp_path):
@@ -289,11 +260,7 @@ def test_from_python_the_same_functions_give_dataclasses(workplace, monkeypatch)
 
 def copy_of(workplace: Path, folder: Path) -> Path:
     """Another working folder with the same recordings, space and study file."""
-    folder.mkdir(exist_ok=True)
-    (folder / "tones").symlink_to(workplace / "tones")
-    (folder / "tiny.toml").write_text(SPACE)
-    (folder / "tones.toml").write_text(STUDY)
-    return folder
+    return working_folder(folder, workplace / "tones")
 
 
 def start_search(folder: Path, workplace: Path, *flags: str) -> subprocess.Popen[str]:
@@ -307,12 +274,15 @@ def start_search(folder: Path, workplace: Path, *flags: str) -> subprocess.Popen
     )
 
 
-def test_ctrl_c_ends_with_130_keeps_what_is_finished_and_leaves_no_process(workplace, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_with_130_keep_what_is_finished_and_leave_no_process(
+    workplace, tmp_path, sent
+):
     process = start_search(copy_of(workplace, tmp_path), workplace)
     wait_for(lambda: len(children(process.pid)) == 2)
     workers = children(process.pid)
     time.sleep(2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err and err.endswith("every finished trial is kept\n")
