@@ -48,7 +48,6 @@ __all__ = [
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-warnings.filterwarnings("ignore", message="Heartbeat of storage")  # for use without ask and tell
 
 FEWEST_FOR_IMPORTANCE = 10
 # A process that has not shown a sign of life for so long is dead; one that is not (a machine that
@@ -192,7 +191,8 @@ def importance(name: str, storage: str | None = None) -> dict[str, dict[str, flo
 def ask(study: Study, seed: int) -> Trial:
     """A new trial, alive from now on. The number of a process's first one seeds its sampler: no
     other process has it, and a search by one process is the same each time."""
-    trial = study.ask()
+    with _quiet():
+        trial = study.ask()
     _beat(trial)
     if isinstance(study.sampler, optuna.samplers.RandomSampler):
         study.sampler = optuna.samplers.TPESampler(seed=seed + trial.number, constant_liar=True)
@@ -331,9 +331,10 @@ def _storage(name: str, storage: str | None) -> optuna.storages.RDBStorage:
 def _opened(url: str, engine: dict[str, Any], tries: int = 3) -> optuna.storages.RDBStorage:
     """Of processes that start together and create the tables, all but one fail the first time."""
     try:
-        return optuna.storages.RDBStorage(
-            url, engine_kwargs=engine, heartbeat_interval=BEAT_S, grace_period=GRACE_S
-        )
+        with _quiet():
+            return optuna.storages.RDBStorage(
+                url, engine_kwargs=engine, heartbeat_interval=BEAT_S, grace_period=GRACE_S
+            )
     except (SQLAlchemyError, StorageInternalError):
         if tries == 1:
             raise
@@ -426,7 +427,16 @@ class Pulse:
         for number in unstarted & self.unstarted:
             _end(self.study, number, state=TrialState.FAIL)
         self.unstarted = unstarted
-        optuna.storages.fail_stale_trials(self.study)
+        with _quiet():
+            optuna.storages.fail_stale_trials(self.study)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna warns that heartbeats are new and for its own loop; here they are sent by hand."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _beat(trial: Trial) -> None:
