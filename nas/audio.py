@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from stat import S_ISREG
 
 import msgspec
 import numpy as np
@@ -43,6 +44,8 @@ def examine(path: Path) -> AudioFile:
     """Decode the whole file and say what it is; never raises for a file's sake."""
     try:
         stat = os.stat(path)
+        if not S_ISREG(stat.st_mode):
+            return AudioFile(0, 0, "", 0, 0, 0, "", "not a file")
         digest = _digest(path)
     except OSError as error:
         return AudioFile(0, 0, "", 0, 0, 0, "", (error.strerror or "unreadable").lower())

@@ -248,6 +248,8 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    import msgspec
+
     from nas import api
     from nas.pareto import row
     from nas.shipped import load_target
@@ -263,10 +265,26 @@ def _evaluate(options: argparse.Namespace) -> None:
         tolerate_bad_files=options.tolerate_bad_files,
     )
     figures = row(result, load_target(options.target).size_kind)
+    scores = msgspec.to_builtins(result.score) if result.score else {}
     if options.json:
-        _print_json(figures)
+        _print_json(figures | scores)
     else:
         _print_pairs(figures)
+        for kind in ("class", "group", "device", "city"):
+            _print_shares(kind, scores.get(f"{kind}_accuracy", {}))
+
+
+def _print_shares(kind: str, accuracies: dict[str, float]) -> None:
+    """A table, the worst first, of the accuracies of each class (or group, ...)."""
+    from nas.pareto import percent
+
+    worst = sorted(accuracies.items(), key=lambda item: item[1])[:MOST_SHOWN]
+    if worst:
+        more = f", the {MOST_SHOWN} worst of {len(accuracies)}" * (len(accuracies) > len(worst))
+        print(f"\naccuracy by {kind}{more}")
+        width = max(len(name) for name, _ in worst)
+        for name, accuracy in worst:
+            print(f"  {name:{width}}  {percent(accuracy):>5} %")
 
 
 def _add_show(commands: Any) -> None:
@@ -364,9 +382,25 @@ def _data(options: argparse.Namespace) -> None:
         if options.json:
             _print_json(report)
         else:
+            problems = report.pop("problems")
             _print_pairs(report)
+            _print_problems(problems, report["clips"])
     elif not options.clear_cache:
         raise UserError("nas data needs a PATH (or --clear-cache)")
+
+
+def _print_problems(problems: list[dict[str, str]], clips: int) -> None:
+    """The files that are left out, in full: they are for the user to mend."""
+    from nas.dataset import BAD_SHARE
+
+    if not problems:
+        return
+    total = clips + len(problems)
+    print(f"left out: {len(problems)} of {total:,} recordings", end="")
+    many = len(problems) > BAD_SHARE * total
+    print(f", more than {BAD_SHARE:.0%}: a search needs --tolerate-bad-files" if many else "")
+    for problem in problems:
+        print(f"  {problem['file']}: {problem['reason']}")
 
 
 def _add_list(commands: Any) -> None:

@@ -65,11 +65,6 @@ class SplitFeatures:
     recordings: npt.NDArray[np.int64]
     clips: tuple[Clip, ...]
 
-    @property
-    def groups(self) -> tuple[str | None, ...]:
-        """Group of each recording."""
-        return tuple(clip.group for clip in self.clips)
-
 
 @dataclass(frozen=True)
 class Features:

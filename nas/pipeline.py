@@ -166,7 +166,7 @@ def tensor(split: SplitFeatures) -> torch.Tensor:
 
 def score_of(outputs: NDArray[np.float32], split: SplitFeatures, dataset: Dataset) -> Score:
     """Scores the outputs [windows, classes] for one split."""
-    return score(outputs, split.labels, split.recordings, split.groups, dataset.classes)
+    return score(outputs, split.labels, split.recordings, split.clips, dataset.classes)
 
 
 def weights(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -108,6 +108,8 @@ class Score(msgspec.Struct, frozen=True):
     class_accuracy: dict[str, float]
     group_accuracy: dict[str, float]
     confusion: list[list[int]]
+    device_accuracy: dict[str, float] = {}
+    city_accuracy: dict[str, float] = {}
 
 
 class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.clips import Clip
 from nas.errors import UserError
 from nas.record import Score
 
@@ -22,15 +23,15 @@ def score(
     window_logits: Floats,
     labels: Integers,
     recordings: Integers,
-    groups: Sequence[str | None],
+    clips: Sequence[Clip],
     classes: Sequence[str],
 ) -> Score:
     """Accuracy on recordings, each judged by the mean of its windows' class probabilities.
 
     `window_logits` [W, classes]; `labels` and `recordings` [W] are each window's class index and
-    recording; `groups[recording]` is that recording's group (speaker, city, ...) or None.
-    `accuracy` is the mean of the per-class accuracies over the classes that occur;
-    `group_accuracy` is the plain share correct in each group. The interval is a 95 % percentile
+    recording; `clips[recording]` is that recording. `accuracy` is the mean of the per-class
+    accuracies over the classes that occur; the accuracies of groups, devices and cities are plain
+    shares, of those that are known. The interval is a 95 % percentile
     bootstrap (1,000 resamples, fixed seed): whole groups are resampled where there are at least
     FEWEST_GROUPS of them, as recordings of one speaker or place stand or fall together; with
     fewer, resampling groups says next to nothing (Cameron, Gelbach and Miller 2008), so
@@ -48,8 +49,8 @@ def score(
     confusion = np.zeros((count, count), np.int64)
     np.add.at(confusion, (truth, probabilities.argmax(1)), 1)
     per_class = _ratio(np.diag(confusion), confusion.sum(1))
-    names, place = np.unique([groups[i] or "" for i in ids.tolist()], return_inverse=True)
-    per_group = _ratio(np.bincount(place, correct), np.bincount(place))
+    heard = [clips[i] for i in ids.tolist()]
+    names, place = np.unique([clip.group or "" for clip in heard], return_inverse=True)
     regroup = len(names) >= FEWEST_GROUPS and "" not in names
     low, high = _interval(correct, truth, place if regroup else None)
     likelihood = probabilities[np.arange(len(ids)), truth]
@@ -62,13 +63,18 @@ def score(
         class_accuracy={
             name: float(value) for name, value in zip(classes, per_class, strict=True) if value >= 0
         },
-        group_accuracy={
-            name: value
-            for name, value in zip(names.tolist(), per_group.tolist(), strict=True)
-            if name
-        },
+        group_accuracy=_shares([clip.group for clip in heard], correct),
         confusion=confusion.tolist(),
+        device_accuracy=_shares([clip.device for clip in heard], correct),
+        city_accuracy=_shares([clip.city for clip in heard], correct),
     )
+
+
+def _shares(names: Sequence[str | None], correct: NDArray[np.bool_]) -> dict[str, float]:
+    """Share correct under each name, sorted; recordings without one are left out."""
+    known, place = np.unique([name or "" for name in names], return_inverse=True)
+    shares = _ratio(np.bincount(place, correct), np.bincount(place)).tolist()
+    return {name: share for name, share in zip(known.tolist(), shares, strict=True) if name}
 
 
 def _softmax(logits: Floats) -> Floats:

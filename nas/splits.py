@@ -172,12 +172,12 @@ def leak_warning(clips: Sequence[Clip], units: Units) -> str:
     if copies:
         return f"{len(copies)} recordings are on more than one side of the split as exact copies"
     groups = Counter(clip.group for clip in clips if clip.group)
-    together = sum(count for count in groups.values() if count > 1)
-    if not together:
+    shared_by = [count for count in groups.values() if count > 1]
+    if not shared_by:
         return ""
     return (
-        f"a random split would leak: {together} recordings share {len(groups)} groups (speaker, "
-        "location or source); the splits here keep each group on one side"
+        f"a random split would leak: {sum(shared_by)} recordings share {len(shared_by)} groups "
+        "(speaker, location or source); the splits here keep each group on one side"
     )
 
 

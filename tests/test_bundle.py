@@ -120,7 +120,7 @@ def test_validation_accuracy_is_that_of_the_shipped_file(bundle, study):
     _, result, job = study
     part = features.compute(job.dataset, parse(ARCHITECTURE).front_end).split("validation")
     outputs = logits((out / "model.onnx").read_bytes(), part.features)
-    again = score(outputs, part.labels, part.recordings, part.groups, job.dataset.classes)
+    again = score(outputs, part.labels, part.recordings, part.clips, job.dataset.classes)
     assert exported.validation_accuracy == again.accuracy
     assert exported.promised_accuracy == result.score.accuracy
 

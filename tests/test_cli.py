@@ -235,3 +235,26 @@ def test_recordings_of_other_formats_are_read(tmp_path, capsys):
     assert main(["data", "tones", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["clips"] == 63 and report["problems"] == []
+
+
+def test_data_names_each_file_that_is_left_out_and_says_if_they_are_too_many(tmp_path, capsys):
+    root = write_tones(tmp_path / "tones", clips_per_class=5)
+    (root / "low" / "cut.wav").write_bytes(b"")
+    assert main(["data", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert "left out: 1 of 16 recordings\n  low/cut.wav: empty file" in shown
+    (root / "mid" / "text.flac").write_text("no sound")
+    assert main(["data", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert "left out: 2 of 17 recordings, more than 10%: a search needs --tolerate-bad" in shown
+    assert "mid/text.flac: not readable as audio" in shown
+    assert "2 of 17 recordings cannot be used" in sentence(capsys, ["search", "--data", str(root)])
+
+
+def test_clearing_the_cache_says_how_much_it_freed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "features" / "x").mkdir(parents=True)
+    (tmp_path / "cache" / "features" / "x" / "train.npy").write_bytes(bytes(3 * 2**20))
+    assert main(["data", "--clear-cache"]) == 0
+    assert capsys.readouterr().err == "freed 3 MB\n"
+    assert not (tmp_path / "cache" / "features" / "x").exists()

@@ -236,7 +236,7 @@ def test_free_spoken_digit_has_a_fold_for_each_speaker(tmp_path: Path, tone: Ton
     assert dataset.classes == ("0", "1", "2")
     assert {c.group for c in dataset.split("test")} == {"jackson"}
     assert {c.group for c in dataset.split("validation")} == {"theo"}
-    assert "random split would leak" in describe(dataset).leak
+    assert "random split would leak: 24 recordings share 4 groups" in describe(dataset).leak
 
 
 # splits
@@ -296,6 +296,17 @@ def test_copies_of_one_recording_stay_together(tmp_path: Path, tone: Tone) -> No
     assert len(copies) == 1
 
 
+def test_only_groups_of_several_recordings_would_leak(tmp_path: Path, tone: Tone) -> None:
+    rows = []
+    for i in range(30):
+        tone(tmp_path / f"{i}.wav")
+        rows.append(f"{i}.wav,{'xy'[i % 2]},{'twin' if i < 2 else i}")
+    path = table(tmp_path / "m.csv", "filename,label,group", rows)
+    assert "2 recordings share 1 groups" in describe(load(path)).leak
+    table(path, "filename,label,group", rows[1:])
+    assert not describe(load(path)).leak
+
+
 def test_a_given_split_that_leaks_is_reported(tmp_path: Path, tone: Tone) -> None:
     rows = []
     for i, split in enumerate(("train", "train", "validation", "validation", "test", "test")):
@@ -347,6 +358,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "cut ogg": ("ogg", cut, "truncated"),
     "cut mp3": ("mp3", cut, "truncated"),
     "cut aiff": ("aiff", cut, "truncated"),
+    "pipe": ("wav", lambda p: (p.unlink(), os.mkfifo(p)), "not a file"),
     "dangling": ("wav", lambda p: (p.unlink(), p.symlink_to("gone.wav")), "no such file"),
 }
 

@@ -17,7 +17,7 @@ ORDER = """
     errors arch target device record shipped settings space published pareto
     cache artifacts audio clips layouts splits scenes dataset features
     blocks network trace ledger cost augment train plain slim quantize score measure
-    pipeline study workers progress engine figure page report classifier card bundle
+    pipeline folds study workers progress engine figure page report classifier card bundle
     api cli __init__ __main__
 """.split()
 OWNER = {

@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from nas.clips import Clip
 from nas.errors import UserError
+from nas.features import SplitFeatures
+from nas.folds import Answers, pooled
 from nas.score import score
 
 
@@ -14,20 +17,25 @@ def sure(labels, classes, sharpness=8.0):
     return sharpness * np.eye(classes)[np.asarray(labels)]
 
 
+def recordings(groups):
+    """Recordings of these groups, by two devices in turn."""
+    return [Clip(f"{i}", "?", group=group, device="ab"[i % 2]) for i, group in enumerate(groups)]
+
+
 def one_window(truth, predicted, groups=None, classes=2):
     """Score of recordings of one window each."""
-    groups = groups or [None] * len(truth)
+    clips = recordings(groups or [None] * len(truth))
     names = [f"class{i}" for i in range(classes)]
     logits = sure(predicted, classes)
-    return score(logits, np.array(truth), np.arange(len(truth)), groups, names)
+    return score(logits, np.array(truth), np.arange(len(truth)), clips, names)
 
 
 def test_windows_of_a_recording_are_judged_by_their_mean_probability():
     # Recording 7: two windows weakly for class 0, one strongly for class 1.
     window_logits = np.log([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.3, 0.7]])
-    groups = [None] * 7 + ["a", "b"]
+    clips = recordings([None] * 7 + ["a", "b"])
     found = score(
-        window_logits, np.array([1, 1, 1, 0]), np.array([7, 7, 7, 8]), groups, ["no", "yes"]
+        window_logits, np.array([1, 1, 1, 0]), np.array([7, 7, 7, 8]), clips, ["no", "yes"]
     )
     assert found.confusion == [[0, 1], [0, 1]]
     assert found.class_accuracy == {"no": 0.0, "yes": 1.0}
@@ -89,6 +97,37 @@ def test_two_groups_are_too_few_to_resample():
     assert set(paired.group_accuracy) == {"north", "south"}
 
 
+def test_each_group_device_and_city_has_its_share_of_correct_recordings():
+    places = ["lyon-1", "lyon-2", "oslo-1", None]
+    clips = [
+        Clip(f"{i}", "?", group=place, device="abc"[i % 3], city=place and place[:4])
+        for i, place in enumerate(places * 3)
+    ]
+    truth = np.array([0, 1] * 6)
+    said = np.where(np.arange(12) < 3, 1 - truth, truth)
+    found = score(sure(said, 2), truth, np.arange(12), clips, ["no", "yes"])
+    two_thirds = pytest.approx(2 / 3)
+    assert found.group_accuracy == dict.fromkeys(places[:3], two_thirds)
+    assert found.city_accuracy == {"lyon": two_thirds, "oslo": two_thirds}
+    assert found.device_accuracy == dict.fromkeys("abc", 0.75)
+
+
+def test_folds_are_pooled_as_one_set_of_recordings():
+    truth, said = np.array([0, 1, 1, 0] * 30), np.array([0, 1, 0, 0] * 30)
+    recording = np.repeat(np.arange(60), 2)
+    clips = recordings([f"g{i % 20}" for i in range(60)])
+    labels = truth[::2][recording]
+    whole = score(sure(said, 2), labels, recording, clips, ["no", "yes"])
+    parts = [
+        Answers(sure(said, 2)[rows], SplitFeatures(None, labels[rows], recording[first:last], own))
+        for rows, first, last, own in (
+            (slice(0, 50), 0, 50, tuple(clips[:25])),
+            (slice(50, 120), 0, 70, tuple(clips[25:])),
+        )
+    ]
+    assert pooled(parts, ["no", "yes"]) == whole
+
+
 def test_everything_right_is_not_taken_for_certainty():
     found = one_window([0, 1] * 40, [0, 1] * 40)
     assert found.accuracy == found.accuracy_high == 1
@@ -102,4 +141,4 @@ def test_a_broken_network_is_said_to_be_broken():
     broken = sure([0, 1], 2)
     broken[1, 0] = np.nan
     with pytest.raises(UserError, match="NaN or infinite"):
-        score(broken, np.array([0, 1]), np.arange(2), [None, None], ["a", "b"])
+        score(broken, np.array([0, 1]), np.arange(2), recordings([None, None]), ["a", "b"])

@@ -107,7 +107,7 @@ def test_every_figure_is_that_of_the_bytes_on_disk(workplace, monkeypatch):
             logits(artifact, validation.features),
             validation.labels,
             validation.recordings,
-            validation.groups,
+            validation.clips,
             dataset.classes,
         )
         assert len(artifact) == result.file_bytes
@@ -424,9 +424,40 @@ def test_a_published_network_that_was_evaluated_is_a_mark_on_the_page(workplace)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures.keys() >= CONTRACT - {"trial"} and Path(figures["artifact"]).name
+    assert figures["class_accuracy"].keys() == {"high", "low", "mid"}
+    assert sum(map(sum, figures["confusion"])) == 12
     assert nas(workplace, "report", "tones").returncode == 0
     page = (workplace / "studies" / "tones" / "report.html").read_text()
     assert "dscnn-mlperf-tiny" in page and "Trained here for 1 epochs" in page
+
+
+def test_an_evaluation_shows_each_class_group_and_device_the_worst_first(workplace, tmp_path):
+    folder = copy_of(workplace, tmp_path)
+    names = sorted(path.relative_to(folder / "tones") for path in folder.glob("tones/*/*.wav"))
+    rows = [
+        f"{name},{name.parent},speaker{i % 20},{'ab'[i % 2]},lyon" for i, name in enumerate(names)
+    ]
+    manifest = folder / "tones" / "all.csv"
+    manifest.write_text("\n".join(["filename,label,group,device,city", *rows]))
+    network = "conv_n1_k3x3_s2x2_c8_relu_q0_g0_p0/gap_c0_p0/float32"
+    done = nas_in(
+        folder,
+        workplace,
+        "evaluate",
+        f"logmel_r8000_t0.5_f256_w256_h128_m20_d0_c1/{network}",
+        "--data",
+        "tones/all.csv",
+        "--epochs",
+        "2",
+    )
+    assert done.returncode == 0, done.stderr
+    tables = done.stdout.split("\naccuracy by ")[1:]
+    assert [table.split()[0] for table in tables] == ["class", "group", "device", "city"]
+    for table, count in zip(tables, (3, 4, 2, 1), strict=True):
+        lines = table.splitlines()[1:]
+        shares = [float(line.split()[1]) for line in lines]
+        assert len(lines) == count
+        assert shares == sorted(shares)
 
 
 def test_a_live_page_is_written_again_until_interrupted(workplace):

@@ -21,18 +21,16 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
-import numpy as np
-
 import nas
 from nas.arch import Architecture, parse, parse_quantization
 from nas.dataset import load
-from nas.features import SplitFeatures, compute
+from nas.features import compute
+from nas.folds import Answers, pooled
 from nas.measure import logits
 from nas.pareto import recommended
 from nas.pipeline import Job, artifact_of, trained
 from nas.published import architecture_named
 from nas.record import KB, Proxy, Score
-from nas.score import score
 from nas.shipped import load_target
 
 Row = dict[str, Any]
@@ -85,8 +83,8 @@ def rows_of_the_paper() -> list[dict[str, Any]]:
 
 def folded(architecture: Architecture) -> Row:
     """One training per fold, each exported in every number format."""
-    outputs: dict[str, list[Any]] = {name: [] for name in FORMATS}
-    tested, sizes, start_s = [], {}, process_time()
+    tested: dict[str, list[Answers]] = {name: [] for name in FORMATS}
+    sizes, start_s = {}, process_time()
     for fold in load(esc10()).folds:
         data = load(esc10(), test_fold=fold)
         architecture = replace(
@@ -99,22 +97,12 @@ def folded(architecture: Architecture) -> Row:
             variant = replace(architecture, quantization=parse_quantization(name))
             artifact = artifact_of(network, variant, training, 0).content
             sizes[name] = len(artifact)
-            outputs[name].append(logits(artifact, test.features))
-        tested.append(test)
+            tested[name].append(Answers(logits(artifact, test.features), test))
     row: Row = {}
     for name in FORMATS:
         row[f"{name}, KB"] = round(sizes[name] / KB, 2)
-        row[f"{name}, %"] = interval(pooled(outputs[name], tested, data.classes))
+        row[f"{name}, %"] = interval(pooled(tested[name], data.classes))
     return row | {"training, s": round(process_time() - start_s)}
-
-
-def pooled(outputs: list[Any], tested: list[SplitFeatures], classes: tuple[str, ...]) -> Score:
-    """One score over the recordings of all folds."""
-    firsts = np.cumsum([0, *(len(split.clips) for split in tested)])
-    recordings = [split.recordings + first for split, first in zip(tested, firsts, strict=False)]
-    labels = np.concatenate([split.labels for split in tested])
-    groups = [group for split in tested for group in split.groups]
-    return score(np.concatenate(outputs), labels, np.concatenate(recordings), groups, classes)
 
 
 def interval(figures: Score) -> str:
