@@ -152,8 +152,11 @@ def _work(pipe: Connection) -> None:
                     job.dataset, parse(order.architecture).front_end
                 )  # fails for outside reasons
                 answer = Answer(_evaluate(order, job))
-            except (UserError, OSError) as error:
+            except UserError as error:
                 answer = Answer(failed(order, str(error)), trouble=str(error))
+            except OSError as error:
+                mend = "check disk space, permissions or --artifacts; the same command then goes on"
+                answer = Answer(failed(order, str(error)), trouble=f"{error}; {mend}")
             pipe.send_bytes(msgspec.json.encode(answer))
 
 

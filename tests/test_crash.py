@@ -90,21 +90,24 @@ def test_twenty_kills_lose_no_finished_trial_and_leave_no_torn_file(tones: Path,
     folder = working_folder(tmp_path / "work", tones, QUICK_STUDY)
     study = folder / "studies" / "tones"
     seeded = random.Random(7)
-    moments = ["random"] * 12 + ["artefact"] * 4 + ["commit"] * 4
+    moments = ["begun"] * 8 + ["finished"] * 4 + ["artefact"] * 4 + ["commit"] * 4
     seeded.shuffle(moments)
     kept: dict[int, str] = {}
     for moment in moments:
         dead = stored(folder, "RUNNING").keys()
         process = start_search(folder, "--trials", "1000")
-        wait_for(lambda dead=dead: bool(stored(folder, "RUNNING").keys() - dead))
-        time.sleep(seeded.uniform(0, 2.5))
+        if moment == "begun":
+            wait_for(lambda dead=dead: bool(stored(folder, "RUNNING").keys() - dead))
+        else:  # something is finished that could be lost
+            wait_for(lambda kept=kept: len(stored(folder, "COMPLETE")) > len(kept))
+        time.sleep(seeded.uniform(0, 2))
         if moment == "artefact":
             at_once_when(lambda: writes_an_artefact(study), process)
         if moment == "commit":
             at_once_when(lambda: commits(study), process)
         kill(process)
         now = stored(folder, "COMPLETE")
-        assert kept.items() <= now.items(), moment
+        assert kept.items() <= now.items() and (now != kept or moment == "begun"), moment
         kept = now
         check_files(folder)
 
