@@ -16,15 +16,17 @@ from nas.cache import write_whole
 from nas.dataset import Dataset, load
 from nas.engine import Limits, run_search
 from nas.errors import UserError
+from nas.measure import QUICK, latencies
 from nas.pareto import front as pareto_front
 from nas.pipeline import Job, evaluate_architecture
 from nas.progress import Progress, progress
 from nas.published import architecture_named
-from nas.record import KB, Evaluated, Proxy, StudyInputs, StudyRecord, TrialResult
+from nas.record import KB, Budget, Evaluated, Proxy, StudyInputs, StudyRecord, TrialResult
 from nas.settings import DEFAULT_TRIALS, Settings, budget_of, default_name, load_settings
 from nas.shipped import load_target
 from nas.space import load_space
 from nas.study import load_study, told
+from nas.target import TargetProfile
 
 EVALUATED = Path("studies") / "evaluated"
 
@@ -36,7 +38,7 @@ def search(study: str | None = None, *, silent: bool = True, **settings: Any) ->
     `nas.settings.Settings`) override it. Everything is kept in the folder studies/<name>.
     """
     asked = load_settings(study, settings)
-    target = load_target(asked.target)
+    target = load_target(asked.target).reached_at(asked.remote)
     dataset = load(asked.data, tolerate_bad_files=asked.tolerate_bad_files)
     space = load_space(asked.space)
     inputs = StudyInputs(
@@ -54,6 +56,7 @@ def search(study: str | None = None, *, silent: bool = True, **settings: Any) ->
         seed=asked.seed,
     )
     name = asked.name or default_name(dataset.name, space.name)
+    _visit(target, inputs.budget)
     with progress(silent) as shown:
         _tell_problems(dataset, shown)
         return run_search(
@@ -79,6 +82,7 @@ def evaluate(
     *,
     data: str = "synthetic-scenes",
     target: str = "host",
+    remote: str | None = None,
     epochs: int | None = None,
     seed: int = 0,
     quantization: str | None = None,
@@ -93,8 +97,9 @@ def evaluate(
     """
     found, _ = architecture_named(architecture, quantization, clip_s)
     proxy = Proxy(epochs=_at_least_one(epochs)) if epochs is not None else Proxy()
-    job = Job(load(data, tolerate_bad_files=tolerate_bad_files), load_target(target), proxy)
-    key = f"{found} {job.dataset.fingerprint} {target} {proxy} {seed}"
+    profile = load_target(target).reached_at(remote)
+    job = Job(load(data, tolerate_bad_files=tolerate_bad_files), profile, proxy)
+    key = f"{found} {job.dataset.fingerprint} {target} {remote or ''} {proxy} {seed}"
     stem = EVALUATED / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     with told("evaluated"):
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -177,6 +182,17 @@ def _same_data(record: StudyRecord, data: str) -> Dataset:
             "content or splits differ); give the original ones with --data"
         )
     return dataset
+
+
+def _visit(target: TargetProfile, budget: Budget) -> None:
+    """A device that cannot be measured is told before the search, not trial by trial."""
+    if target.remote and target.remote.ssh:
+        latencies([], target, QUICK)
+    elif target.remote and budget.latency_ms:
+        raise UserError(
+            f"--max-latency-ms is {budget.latency_ms:g}, but no device of target '{target.name}' "
+            "is at hand to measure on: say how to reach it with --remote user@host"
+        )
 
 
 def _at_least_one(epochs: int) -> int:

@@ -68,6 +68,7 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--data", help="folder of recordings, CSV manifest or built-in data set")
     parser.add_argument("--space", help="built-in search space or a TOML file")
     parser.add_argument("--target", help="built-in target or a TOML file")
+    _remote_flag(parser)
     parser.add_argument("--budget-kb", type=float, help="size limit, of the kind the target names")
     parser.add_argument("--max-latency-ms", type=float, help="limit on the time of one inference")
     parser.add_argument("--max-ram-kb", type=float, help="limit on the peak of the feature maps")
@@ -240,6 +241,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("architecture", help="canonical string or published name")
     parser.add_argument("--data", default="synthetic-scenes", help="recordings")
     parser.add_argument("--target", default="host", help="built-in target or a TOML file")
+    _remote_flag(parser)
     parser.add_argument("--epochs", type=int, help="epochs of training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tolerate-bad-files", action="store_true")
@@ -258,6 +260,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.architecture,
         data=options.data,
         target=options.target,
+        remote=options.remote,
         epochs=options.epochs,
         seed=options.seed,
         quantization=options.quantization,
@@ -339,6 +342,7 @@ def _add_measure(commands: Any) -> None:
     parser = _command(commands, "measure", _measure, "size and latency of an ONNX file")
     parser.add_argument("model", metavar="MODEL.onnx")
     parser.add_argument("--target", default="host", help="built-in target or a TOML file")
+    _remote_flag(parser)
     _json_flag(parser)
 
 
@@ -352,7 +356,7 @@ def _measure(options: argparse.Namespace) -> None:
         model = Path(options.model).read_bytes()
     except OSError as error:
         raise UserError(f"{options.model}: {error.strerror}; give an ONNX file") from None
-    target = load_target(options.target)
+    target = load_target(options.target).reached_at(options.remote)
     check(model, options.model)
     times = msgspec.to_builtins(latency(model, target))
     figures = {"file_bytes": len(model), **times, "target": target.name}
@@ -448,6 +452,10 @@ def _space_in_words(name: str) -> str:
 def _name_and_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the study")
     parser.add_argument("--storage", help="database URL (default: studies/NAME/study.db)")
+
+
+def _remote_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--remote", metavar="USER@HOST[:PORT]", help="measure there, over ssh")
 
 
 def _variant_flags(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: str = "synthetic-scenes"
     space: str = "small"
     target: str = "host"
+    remote: str | None = None
     budget_kb: float | None = None
     max_latency_ms: float | None = None
     max_ram_kb: float | None = None
