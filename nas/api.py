@@ -62,7 +62,7 @@ def search(study: str | None = None, *, silent: bool = True, **settings: Any) ->
         return run_search(
             name,
             inputs,
-            Job(dataset, target, asked.proxy),
+            Job(dataset, target, asked.proxy, inputs.budget.latency_ms),
             _limits(asked),
             asked.workers or len(os.sched_getaffinity(0)),
             shown,

@@ -19,9 +19,10 @@ import msgspec
 
 from nas import workers as pools
 from nas.arch import Architecture
-from nas.artifacts import place_of, prepare
+from nas.artifacts import fetch, place_of, prepare
 from nas.cost import estimate
 from nas.errors import UserError
+from nas.measure import TOGETHER, latencies_if_there
 from nas.pareto import front, percent
 from nas.pipeline import Job, over_limits
 from nas.progress import Progress, Standing
@@ -42,12 +43,14 @@ from nas.study import (
     Study,
     Trial,
     ask,
+    front_times,
     load_study,
     look,
     open_study,
     record,
     start,
     study_folder,
+    time_again,
     told,
     withdraw,
 )
@@ -59,6 +62,8 @@ MOST_REFUSED_IN_A_ROW = 1000
 PROPOSALS_PER_TURN = 10
 MOST_FAILED_IN_A_ROW = 5
 IDLE_S = 0.5  # between two looks at what other processes do, while they run the last trials
+MOST_SLOW_IN_A_ROW = 40
+MOST_FRONTS_TIMED = 3
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def run_search(
         if not run.over():
             with pools.pool(workers, run.task, folder / "workers.log") as pool:
                 run.loop(pool)
+        run.time_front()
     return load_study(name, storage)
 
 
@@ -125,12 +131,12 @@ class _Run:
     ) -> None:
         self.study, self.space, self.inputs, self.job = study, space, inputs, job
         self.limits, self.progress, self.folder, self.place = limits, progress, folder, place
-        self.task = pools.Task(inputs.data, inputs.profile, inputs.proxy)
+        self.task = pools.Task(inputs.data, inputs.profile, inputs.proxy, job.max_latency_ms)
         self.start = time.monotonic()
         self.results: dict[int, TrialResult] = {}
         self.running: dict[int, tuple[Trial, Candidate]] = {}
         self.elsewhere: dict[int, Candidate | None] = {}
-        self.refused_in_a_row = self.failed_in_a_row = 0
+        self.refused_in_a_row = self.failed_in_a_row = self.slow_in_a_row = 0
         self.pulse = Pulse(study, inputs)
         self._look()
 
@@ -235,12 +241,16 @@ class _Run:
 
     def _repeated(self, trial: Trial, candidate: Candidate) -> bool:
         """A known candidate is not trained again; the sampler learns its result once more."""
-        complete = [r for r in self._finished() if (r.architecture, r.training) == candidate]
+        known = [r for r in self.results.values() if (r.architecture, r.training) == candidate]
+        slow = [r for r in known if r.state == "infeasible" and r.latency]
+        complete = [r for r in known if r.state in ("complete", "stopped")]
         running = self.elsewhere | {n: here for n, (_, here) in self.running.items()}
         twins = [number for number, other in running.items() if other == candidate]
         if complete:
             reason = f"same architecture as trial {complete[0].trial}"
             result = msgspec.structs.replace(complete[0], state="repeated", reason=reason)
+        elif slow:
+            result = slow[0]
         elif twins:
             result = candidate.result("repeated", f"trial {twins[0]} is running it")
         else:
@@ -263,6 +273,7 @@ class _Run:
         if answer.trouble:
             raise UserError(answer.trouble)
         self._refuse_failing(result)
+        self._refuse_slow(result)
         if not worker.alive():
             pool[pool.index(worker)] = pools.start(self.task, self.folder / "workers.log")
 
@@ -273,6 +284,39 @@ class _Run:
                 f"the last {MOST_FAILED_IN_A_ROW} trials failed, the last one because: "
                 f"{result.reason}; see {self.folder / 'workers.log'}; the same command goes on"
             )
+
+    def _refuse_slow(self, result: TrialResult) -> None:
+        self.slow_in_a_row = self.slow_in_a_row + 1 if result.state == "infeasible" else 0
+        if self.slow_in_a_row >= MOST_SLOW_IN_A_ROW:
+            timed = [r.latency.latency_ms for r in self.results.values() if r.latency]
+            raise UserError(
+                f"the last {MOST_SLOW_IN_A_ROW} networks are all slower than --max-latency-ms "
+                f"{self.inputs.budget.latency_ms:g}, the fastest of the study takes "
+                f"{min(timed):.3g} ms: raise the limit, or give a --space of smaller networks"
+            )
+
+    def time_front(self) -> None:
+        """Times the networks of the front again, together and at length, so that they compare;
+        one that then is over the limit makes room for others, which are timed as well."""
+        remote = self.inputs.profile.remote
+        if remote and not remote.ssh:
+            return
+        for _ in range(MOST_FRONTS_TIMED):
+            points = front(self.results.values(), self.inputs.size_kind, self.inputs.budget)
+            if {r.trial for r in points} <= front_times(self.study).keys():
+                return
+            self.progress.event(f"timing the {len(points)} networks of the front together")
+            try:
+                files = [fetch(r.artifact or "") for r in points]
+                found, away = latencies_if_there(files, self.inputs.profile, TOGETHER)
+            except (UserError, OSError) as error:
+                found, away = [], str(error)
+            if away:
+                self.progress.event(f"the front keeps its first times: {away}")
+                return
+            for result, latency in zip(points, found, strict=True):
+                if latency:
+                    self.results[result.trial] = time_again(self.study, result, latency)
 
     def _record(self, trial: Trial, result: TrialResult) -> None:
         self.results[trial.number] = record(self.study, trial, result, self.inputs)

@@ -20,7 +20,7 @@ from nas.cost import estimate
 from nas.dataset import Dataset
 from nas.errors import UserError
 from nas.features import SplitFeatures, compute, front_end_ms
-from nas.measure import QUICK, latencies_if_there, logits
+from nas.measure import QUICK, THOROUGH, latencies_if_there, logits
 from nas.network import build, to_onnx
 from nas.pareto import quantization
 from nas.quantize import CALIBRATION_CLIPS, quantize
@@ -30,6 +30,7 @@ from nas.target import TargetProfile
 from nas.train import one_thread, predict, train
 
 MOST_LOST = 0.05
+CLOSE = 1.1
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Job:
     dataset: Dataset
     target: TargetProfile
     proxy: Proxy
+    max_latency_ms: float | None = None
 
 
 def over_limits(cost: Cost, kind: SizeKind, budget: Budget) -> dict[str, float]:
@@ -55,7 +57,8 @@ def over_limits(cost: Cost, kind: SizeKind, budget: Budget) -> dict[str, float]:
 def evaluate_architecture(
     architecture: Architecture, job: Job, seed: int, stem: str
 ) -> TrialResult:
-    """Trains a proxy of the architecture, quantises it and measures the artefact.
+    """Trains a proxy of the architecture, quantises it and measures the artefact; infeasible,
+    and not trained, if it is slower than the job allows.
 
     Writes `stem`.onnx (the artefact) and `stem`.safetensors (the trained float weights), each
     whole or not at all; `stem` is a path or s3://bucket/key. Deterministic for one seed on one
@@ -65,6 +68,8 @@ def evaluate_architecture(
     classes = len(job.dataset.classes)
     features = compute(job.dataset, architecture.front_end, splits=("train", "validation"))
     training, validation = features.split("train"), features.split("validation")
+    if slow := too_slow(architecture, job, training, seed):
+        return replace(slow, seconds=time.monotonic() - start, finished_at=time.time())
     training_start = time.monotonic()
     network = trained(architecture, job, training, seed)
     seconds_training = time.monotonic() - training_start
@@ -83,6 +88,26 @@ def evaluate_architecture(
     outputs = predict(network, tensor(validation))
     result = measured(result, artifact, outputs, validation, job)
     return replace(result, seconds=time.monotonic() - start, finished_at=time.time())
+
+
+def too_slow(
+    architecture: Architecture, job: Job, training: SplitFeatures, seed: int
+) -> TrialResult | None:
+    """The infeasible result of an architecture that takes too long, told by its untrained network
+    (weights do not change the time); a close decision is made by the thorough protocol."""
+    limit_ms = job.max_latency_ms
+    if limit_ms is None:
+        return None
+    classes = len(job.dataset.classes)
+    artifact = artifact_of(untrained(architecture, classes, seed), architecture, training, seed)
+    (latency,), _ = latencies_if_there([artifact.content], job.target, QUICK)
+    if latency and limit_ms < latency.latency_ms < CLOSE * limit_ms:
+        (latency,), _ = latencies_if_there([artifact.content], job.target, THOROUGH)
+    if latency is None or latency.latency_ms <= limit_ms:
+        return None
+    reason = f"measured {latency.latency_ms:.3g} ms before training, over {limit_ms:g} ms"
+    cost = estimate(architecture, classes)
+    return TrialResult(str(architecture), "infeasible", reason, cost, latency=latency)
 
 
 def measured(
@@ -127,12 +152,18 @@ def trained(architecture: Architecture, job: Job, training: SplitFeatures, seed:
     """A new network of this architecture, trained by the job's recipe."""
     classes = len(job.dataset.classes)
     labels = torch.from_numpy(training.labels)
+    network = untrained(architecture, classes, seed)
     with one_thread():
-        torch.manual_seed(seed)
-        network = build(architecture, classes)
         for _ in train(network, tensor(training), labels, classes, job.proxy, seed):
             pass
     return network
+
+
+def untrained(architecture: Architecture, classes: int, seed: int) -> nn.Module:
+    """A new network of this architecture."""
+    with one_thread():
+        torch.manual_seed(seed)
+        return build(architecture, classes)
 
 
 @dataclass(frozen=True)

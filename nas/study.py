@@ -28,13 +28,14 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import OperationalError, PendingRollbackError, SQLAlchemyError
 
 from nas.errors import UserError, nearest
-from nas.record import KB, StudyInputs, StudyRecord, Training, TrialResult, size_bytes
+from nas.record import KB, Latency, StudyInputs, StudyRecord, Training, TrialResult, size_bytes
 
 __all__ = [
     "Pulse",
     "Study",
     "Trial",
     "ask",
+    "front_times",
     "importance",
     "load_study",
     "look",
@@ -42,6 +43,7 @@ __all__ = [
     "record",
     "start",
     "study_folder",
+    "time_again",
     "told",
     "withdraw",
 ]
@@ -66,11 +68,13 @@ _ASKED_OF_STORAGE = (
     "get_study_user_attrs",
     "get_trial",
     "record_heartbeat",
+    "set_study_user_attr",
     "set_trial_state_values",
     "set_trial_system_attr",
     "set_trial_user_attr",
 )
 _RESULT, _INPUTS, _STARTED = "result", "inputs", "started"
+_TIME_OF = "latency of trial "
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -284,7 +288,32 @@ def look(
             ended += [result] if result else []
         elif trial.state == TrialState.RUNNING:
             running[trial.number] = result
-    return ended, running
+    again = front_times(study) if ended else {}
+    return [_timed(r, again[r.trial]) if r.trial in again else r for r in ended], running
+
+
+def time_again(study: Study, result: TrialResult, latency: Latency) -> TrialResult:
+    """Stores a later latency of a trial, which then counts; returns the result with it. It lies
+    beside the trials, as Optuna lets nothing change in one that has ended."""
+    text = msgspec.json.encode(latency).decode()
+    study.set_user_attr(f"{_TIME_OF}{result.trial}", text)
+    return _timed(result, latency)
+
+
+def front_times(study: Study) -> dict[int, Latency]:
+    """Latencies that were measured again after the search, by trial."""
+    return {
+        int(key.removeprefix(_TIME_OF)): msgspec.json.decode(text, type=Latency)
+        for key, text in study.user_attrs.items()
+        if key.startswith(_TIME_OF)
+    }
+
+
+def _timed(result: TrialResult, latency: Latency) -> TrialResult:
+    """The time of the float parent stays, as it was measured in the trial."""
+    before = result.latency.float_latency_ms if result.latency else None
+    latency = msgspec.structs.replace(latency, float_latency_ms=before)
+    return msgspec.structs.replace(result, latency=latency, reason="")
 
 
 def _result(trial: FrozenTrial) -> TrialResult | None:

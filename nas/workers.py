@@ -32,11 +32,12 @@ from nas.target import TargetProfile
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What all orders of a search have in common: the recordings' place, device and recipe."""
+    """What all orders of a search have in common: the recordings' place and that of Job."""
 
     data: str
     target: TargetProfile
     proxy: Proxy
+    max_latency_ms: float | None = None
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -147,7 +148,7 @@ def _work(pipe: Connection) -> None:
         while True:
             order = msgspec.json.decode(pipe.recv_bytes(), type=Order)
             try:
-                job = job or Job(load(task.data, tolerate_bad_files=True), task.target, task.proxy)
+                job = job or _job(task)
                 compute(
                     job.dataset, parse(order.architecture).front_end
                 )  # fails for outside reasons
@@ -158,6 +159,11 @@ def _work(pipe: Connection) -> None:
                 mend = "check disk space, permissions or --artifacts; the same command then goes on"
                 answer = Answer(failed(order, str(error)), trouble=f"{error}; {mend}")
             pipe.send_bytes(msgspec.json.encode(answer))
+
+
+def _job(task: Task) -> Job:
+    dataset = load(task.data, tolerate_bad_files=True)
+    return Job(dataset, task.target, task.proxy, task.max_latency_ms)
 
 
 def _evaluate(order: Order, job: Job) -> TrialResult:

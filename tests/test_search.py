@@ -25,6 +25,7 @@ from nas.cli import main
 from nas.dataset import load
 from nas.features import compute
 from nas.measure import logits
+from nas.pareto import front
 from nas.score import score
 from nas.study import load_study
 
@@ -409,13 +410,51 @@ def test_a_target_of_ones_own_is_frozen_in_the_study_and_exports(workplace, tmp_
     assert "no network within 0.1 KB" in nas_in(folder, workplace, *missed).stderr
 
 
-def test_a_latency_limit_keeps_slow_networks_off_the_front_and_out_of_export(workplace, tmp_path):
-    folder = copy_of(workplace, tmp_path)
-    flags = ["--max-latency-ms", "0.0001", "--trials", "1"]
-    done = nas_in(folder, workplace, "search", "tones.toml", *flags)
-    assert done.returncode == 0 and "nothing within" not in done.stdout
-    assert json.loads(nas_in(folder, workplace, "front", "tones", "--json").stdout) == []
-    assert nas_in(folder, workplace, "export", "tones").returncode == 2
+@pytest.mark.filterwarnings("ignore")  # Optuna's, for what the search uses of it
+def test_a_network_over_the_latency_limit_is_timed_and_refused_before_it_is_trained(
+    workplace, tmp_path, monkeypatch, capsys
+):
+    in_folder(workplace, monkeypatch)
+    monkeypatch.setattr("nas.engine.MOST_SLOW_IN_A_ROW", 2)
+    flags = ["--name", "hurry", "--workers", "1", "--max-latency-ms", "0.0001"]
+    assert main(["search", "tones.toml", *flags]) == 2
+    said = capsys.readouterr().err
+    assert "the last 2 networks are all slower than --max-latency-ms 0.0001" in said
+    trials = [t for t in load_study("hurry").trials if t.latency]
+    assert len(trials) == 2 and {t.state for t in trials} == {"infeasible"}
+    for trial in trials:
+        assert re.fullmatch(r"measured [\d.]+ ms before training, over 0.0001 ms", trial.reason)
+        assert trial.seconds_training == 0 and trial.score is None
+    assert main(["front", "hurry", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert main(["export", "hurry"]) == 2
+
+
+def test_the_front_is_timed_again_together_once_and_keeps_those_times(workplace, monkeypatch):
+    in_folder(workplace, monkeypatch)
+    record = load_study("tones")
+    points = front(record.trials, record.inputs.size_kind, record.inputs.budget)
+    assert points
+    for point in points:
+        reference = point.latency.latency_ms / point.latency.reference_ratio
+        first = points[0].latency
+        assert reference == pytest.approx(first.latency_ms / first.reference_ratio)
+    again = nas(workplace, "search", "tones.toml")
+    assert again.returncode == 0 and "together" not in again.stderr
+    assert [r.latency for r in load_study("tones").trials] == [r.latency for r in record.trials]
+
+
+def test_a_device_that_is_not_at_hand_gives_no_latency_and_meets_no_limit(workplace, monkeypatch):
+    in_folder(workplace, monkeypatch)
+    target = ["--name", "far", "--target", "raspberry-pi-4", "--trials", "1"]
+    limited = nas(workplace, "search", "tones.toml", *target, "--max-latency-ms", "5")
+    assert limited.returncode == 2
+    assert "no device of target 'raspberry-pi-4' is at hand" in limited.stderr
+    assert nas(workplace, "search", "tones.toml", *target).returncode == 0
+    rows = json.loads(nas(workplace, "front", "far", "--json").stdout)
+    assert [(row["latency_ms"], row["latency_kind"]) for row in rows] == [(None, "none")]
+    page = (workplace / "studies" / "far" / "report.html").read_text()
+    assert "raspberry-pi-4" in page
 
 
 def test_a_published_network_that_was_evaluated_is_a_mark_on_the_page(workplace):
