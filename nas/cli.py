@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_search, _add_front, _add_report, _add_export, _add_evaluate):
         add(commands)
-    for add in (_add_show, _add_measure, _add_data, _add_list):
+    for add in (_add_show, _add_measure, _add_calibrate, _add_data, _add_list):
         add(commands)
     return parser
 
@@ -364,6 +364,47 @@ def _measure(options: argparse.Namespace) -> None:
         _print_json(figures)
     else:
         _print_pairs(figures)
+
+
+def _add_calibrate(commands: Any) -> None:
+    parser = _command(commands, "calibrate", _calibrate, "refit a microcontroller's profile")
+    parser.add_argument("target", help="built-in target or a TOML file")
+    parser.add_argument(
+        "measurements",
+        metavar="MEASUREMENTS.csv",
+        help="columns architecture (a name, a canonical string or the path of an int8 ONNX file) "
+        "and latency_ms, and if you have them ram_bytes, flash_bytes and classes",
+    )
+    parser.add_argument("--out", metavar="FILE", help="the new profile (TARGET-calibrated.toml)")
+    _json_flag(parser)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from nas.cache import write_whole
+    from nas.calibrate import calibrate, read_measurements, to_toml
+    from nas.shipped import load_target
+
+    target = load_target(options.target)
+    out = Path(options.out or f"{target.name}-calibrated.toml")
+    if out.suffix != ".toml" or out.exists():
+        reason = "exists already" if out.exists() else "does not end in .toml"
+        raise UserError(f"--out {out} {reason}: name a new .toml file")
+    origin = Path(options.measurements)
+    found = calibrate(target, read_measurements(origin), origin.name)
+    new = msgspec.structs.replace(found.target, name=out.stem)
+    try:
+        write_whole(out, to_toml(new, f"{target.name}, refitted by nas calibrate.").encode())
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from None
+    if options.json:
+        spreads = {"before": found.before, "after": found.after}
+        _print_json({"out": str(out), **msgspec.to_builtins(spreads)})
+        return
+    print(f"latency as {target.name} estimated it: {found.before}")
+    print(f"latency refitted, each network left out in turn: {found.after}")
+    print(f"wrote {out}; use it with --target {out}")
 
 
 def _add_data(commands: Any) -> None:

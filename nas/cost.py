@@ -9,8 +9,10 @@ from torch import nn
 
 from nas.arch import Architecture, FrontEnd
 from nas.ledger import WIDTH, Share, file_shares, weight_widths
+from nas.mcu import Work, flash_bytes, front_end_ram_bytes, latency_ms, peak_ram_bytes, work
 from nas.record import Cost, Layer, Ledger
-from nas.trace import Operation, operations
+from nas.target import Microcontroller, TargetProfile
+from nas.trace import Operation, live_bytes, operations
 
 _FLOAT_BYTES = 4  # the front end keeps one window of samples and its spectrum in float32
 
@@ -23,7 +25,7 @@ def layers(architecture: Architecture, classes: int) -> list[Layer]:
     file add up to its predicted length.
     """
     found, quantization = operations(architecture, classes), architecture.quantization
-    live = _live_bytes(found, architecture)
+    live = live_bytes(found, architecture.front_end.shape, WIDTH[quantization.scheme])
     widths = weight_widths(found, quantization)
     shares, _ = file_shares(found, architecture.front_end.shape, quantization)
     rows: list[Layer] = []
@@ -63,42 +65,47 @@ def _label(operation: Operation) -> str:
     return operation.kind
 
 
-def _live_bytes(found: list[Operation], architecture: Architecture) -> list[int]:
-    """Bytes of the feature maps alive while each operation runs (liveness in this order)."""
-    width = WIDTH[architecture.quantization.scheme]
-    owner: dict[int, int] = {-1: -1}
-    last_use: dict[int, int] = {}
-    sizes = {-1: math.prod(architecture.front_end.shape) * width}
-    for i, operation in enumerate(found):
-        owner[i] = owner[operation.inputs[0]] if operation.in_place else i
-        sizes.setdefault(owner[i], math.prod(operation.output) * width)
-        for source in (*operation.inputs, i):
-            last_use[owner[source]] = i
-    return [
-        sum(size for o, size in sizes.items() if o <= i <= last_use.get(o, -1))
-        for i in range(len(found))
-    ]
-
-
-def estimate(architecture: Architecture, classes: int) -> Cost:
-    """Parameters, MACs, the three sizes and peak memory of feature maps, in milliseconds."""
+def estimate(architecture: Architecture, classes: int, target: TargetProfile | None = None) -> Cost:
+    """Parameters, MACs, the three sizes and peak memory, in milliseconds. For a microcontroller
+    `target` flash and memory are those of its software stack, and time and energy are known."""
     found = operations(architecture, classes)
-    quantization = architecture.quantization
+    front_end, quantization = architecture.front_end, architecture.quantization
     widths = weight_widths(found, quantization)
     parameter_bytes = sum(o.parameters * w for o, w in zip(found, widths, strict=True))
-    shares, container = file_shares(found, architecture.front_end.shape, quantization)
+    shares, container = file_shares(found, front_end.shape, quantization)
     weights, scales, graph = (sum(column) for column in zip(*shares, strict=True))
     ledger = Ledger(weights, scales, graph, container)
-    return Cost(
+    cost = Cost(
         parameters=sum(operation.parameters for operation in found),
         macs=sum(operation.macs for operation in found),
+        norm_macs=sum(o.parameters for o in found if o.kind == "batchnorm2d"),
         parameter_bytes=parameter_bytes,
         file_bytes=sum(msgspec.structs.astuple(ledger)),
         flash_bytes=parameter_bytes + 8 * _channels(found) * (quantization.scheme == "int8"),
-        peak_ram_bytes=max(_live_bytes(found, architecture)),
-        front_end_macs=front_end_macs(architecture.front_end),
-        front_end_ram_bytes=2 * _FLOAT_BYTES * architecture.front_end.fft,
+        peak_ram_bytes=max(live_bytes(found, front_end.shape, WIDTH[quantization.scheme])),
+        front_end_macs=front_end_macs(front_end),
+        front_end_ram_bytes=2 * _FLOAT_BYTES * front_end.fft,
         ledger=ledger,
+    )
+    if target is None or target.mcu is None:
+        return cost
+    asked = work(found, widths, front_end.shape, WIDTH[quantization.scheme])
+    return _on(target.mcu, asked, architecture, cost)
+
+
+def _on(mcu: Microcontroller, asked: Work, architecture: Architecture, cost: Cost) -> Cost:
+    """`cost` with the figures of a microcontroller. Cycles are known of all-int8 networks only."""
+    quantization = architecture.quantization
+    whole = (quantization.scheme, quantization.keep_float) == ("int8", "none")
+    time_ms = latency_ms(asked, mcu) if whole else None
+    return msgspec.structs.replace(
+        cost,
+        flash_bytes=flash_bytes(asked, mcu),
+        peak_ram_bytes=peak_ram_bytes(asked, mcu),
+        front_end_ram_bytes=front_end_ram_bytes(architecture.front_end),
+        latency_ms=time_ms,
+        energy_mj=mcu.active_mw * time_ms / 1e3 if mcu.active_mw and time_ms else None,
+        unmodelled=list(asked.unmodelled),
     )
 
 

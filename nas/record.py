@@ -57,8 +57,10 @@ class Cost(msgspec.Struct, frozen=True):
     """What the structure alone says, at the architecture's number format. All estimates.
 
     `macs` are those of the network's convolution and dense layers, the figure that papers and
-    rules limit; the front end's work is beside it. `flash_bytes` are parameters and int8's
-    per-channel data, without any runtime's code.
+    rules limit; the front end's work is beside it, and `norm_macs` are those that some rules count
+    for normalisation layers. `flash_bytes` are parameters and int8's per-channel data, on a
+    microcontroller also its runtime's code. Time and energy of one inference are known of a
+    microcontroller only, by a model without measurements of the `unmodelled` operations.
     """
 
     parameters: int
@@ -70,6 +72,10 @@ class Cost(msgspec.Struct, frozen=True):
     front_end_macs: int = 0
     front_end_ram_bytes: int = 0
     ledger: Ledger | None = None
+    norm_macs: int = 0
+    latency_ms: float | None = None
+    energy_mj: float | None = None
+    unmodelled: list[str] = []
 
     @property
     def ram_bytes(self) -> int:

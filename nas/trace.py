@@ -8,6 +8,7 @@ layers only.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class Operation:
     """One operation of the network; `inputs` are indices of earlier ones, -1 the features.
 
     `kind` is conv, depthwise, the lower-case name of any other module, or add, mul.
-    `output` is (channels, frequency, time).
+    `output` is (channels, frequency, time); `window` the positions that one output looks at.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Operation:
     macs: int
     in_place: bool
     module: nn.Module | None
+    window: int = 1
 
 
 # Norms that are one operation to the reader of a layer table, whatever they are made of.
@@ -75,14 +77,24 @@ def _operation(
     inputs = tuple(index[n] for n in sources)
     module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
     output = _output(node, module, [shapes[n] for n in sources])
-    parameters, macs = 0, 0
+    parameters, macs, window = 0, 0, 1
     if module is not None:
         parameters = sum(p.numel() for p in module.parameters())
     if isinstance(module, nn.Conv2d):
         macs = math.prod(output) * math.prod(module.weight.shape[1:])
+        window = math.prod(module.kernel_size)
     in_place = isinstance(module, _IN_PLACE) or node.name.startswith(("flatten", "relu"))
-    name = str(node.target) if module is not None else node.name
-    return Operation(name, _kind(node, module), inputs, output, parameters, macs, in_place, module)
+    return Operation(
+        name=str(node.target) if module is not None else node.name,
+        kind=_kind(node, module),
+        inputs=inputs,
+        output=output,
+        parameters=parameters,
+        macs=macs,
+        in_place=in_place,
+        module=module,
+        window=window,
+    )
 
 
 def _kind(node: fx.Node, module: nn.Module | None) -> str:
@@ -116,6 +128,23 @@ def _slide(size: Shape, layer: Any) -> tuple[int, int]:
         for i in (0, 1)
     )
     return frequency, time
+
+
+def live_bytes(found: Sequence[Operation], shape: Shape, width: int) -> list[int]:
+    """Bytes of the feature maps alive while each operation runs (liveness in this order), the
+    features of `shape` (C, F, T) among them, at `width` bytes per value."""
+    owner: dict[int, int] = {-1: -1}
+    last_use: dict[int, int] = {}
+    sizes = {-1: math.prod(shape) * width}
+    for i, operation in enumerate(found):
+        owner[i] = owner[operation.inputs[0]] if operation.in_place else i
+        sizes.setdefault(owner[i], math.prod(operation.output) * width)
+        for source in (*operation.inputs, i):
+            last_use[owner[source]] = i
+    return [
+        sum(size for o, size in sizes.items() if o <= i <= last_use.get(o, -1))
+        for i in range(len(found))
+    ]
 
 
 def both(value: Any) -> tuple[int, int]:

@@ -16,7 +16,8 @@ PACKAGE = Path(nas.__file__).parent
 ORDER = """
     errors arch target device record shipped settings space published pareto
     cache artifacts audio clips layouts splits scenes dataset features
-    blocks network trace ledger cost augment train plain slim quantize score measure
+    blocks network trace ledger mcu cost augment train plain foreign calibrate slim quantize score
+    measure
     pipeline folds study workers progress engine figure page report classifier card bundle
     api cli __init__ __main__
 """.split()
