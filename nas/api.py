@@ -25,7 +25,8 @@ from nas.record import KB, Budget, Evaluated, Proxy, StudyInputs, StudyRecord, T
 from nas.settings import DEFAULT_TRIALS, Settings, budget_of, default_name, load_settings
 from nas.shipped import load_target
 from nas.space import load_space
-from nas.study import load_study, told
+from nas.storage import told
+from nas.study import load_study
 from nas.target import TargetProfile
 
 EVALUATED = Path("studies") / "evaluated"

@@ -38,6 +38,7 @@ from nas.record import (
     size_bytes,
 )
 from nas.space import SearchSpace
+from nas.storage import study_folder, told
 from nas.study import (
     Pulse,
     Study,
@@ -49,9 +50,7 @@ from nas.study import (
     open_study,
     record,
     start,
-    study_folder,
     time_again,
-    told,
     withdraw,
 )
 from nas.workers import Order

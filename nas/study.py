@@ -14,21 +14,20 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import optuna
 from optuna import Study, Trial
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import OperationalError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy import make_url
 
 from nas.errors import UserError, nearest
 from nas.record import KB, Latency, StudyInputs, StudyRecord, Training, TrialResult, size_bytes
+from nas.storage import BEAT_S, GRACE_S, database_of, make_patient, quiet, study_folder, told
 
 __all__ = [
     "Pulse",
@@ -42,9 +41,7 @@ __all__ = [
     "open_study",
     "record",
     "start",
-    "study_folder",
     "time_again",
-    "told",
     "withdraw",
 ]
 
@@ -52,27 +49,6 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 FEWEST_FOR_IMPORTANCE = 10
-# A process that has not shown a sign of life for so long is dead; one that is not (a machine that
-# slept) loses nothing: its result is added as a trial of its own.
-BEAT_S, GRACE_S = 10, 60
-# A database that is away is waited for: so long, and asked again after these pauses.
-MOST_AWAY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 600.0, 0.5, 10.0
-_SIGNS_OF_ABSENCE = (OperationalError, PendingRollbackError)
-# What a running search asks of Optuna's storage: safe to ask twice.
-_ASKED_OF_STORAGE = (
-    "_create_new_trial",
-    "_get_stale_trial_ids",
-    "_get_trials",
-    "_set_trial_param",
-    "get_study_system_attrs",
-    "get_study_user_attrs",
-    "get_trial",
-    "record_heartbeat",
-    "set_study_user_attr",
-    "set_trial_state_values",
-    "set_trial_system_attr",
-    "set_trial_user_attr",
-)
 _RESULT, _INPUTS, _STARTED = "result", "inputs", "started"
 _TIME_OF = "latency of trial "
 
@@ -92,28 +68,6 @@ class Started(msgspec.Struct, frozen=True):
     training: Training = {}
 
 
-def study_folder(name: str) -> Path:
-    """Where the study keeps its database (unless it has another storage), artefacts and page."""
-    return Path("studies") / name
-
-
-@contextlib.contextmanager
-def told(name: str) -> Iterator[None]:
-    """A database or disk that fails is the user's to mend: one sentence, not a traceback."""
-    try:
-        yield
-    except (SQLAlchemyError, StorageInternalError, OSError) as error:
-        raise UserError(
-            f"study '{name}': its database or folder cannot be used ({_first_line(error)}); check "
-            "disk space, permissions, --storage or --artifacts; the same command then goes on"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-
-
 def open_study(
     name: str, storage: str | None, inputs: StudyInputs, say: Callable[[str], None]
 ) -> Study:
@@ -121,7 +75,7 @@ def open_study(
 
     Raises UserError if it exists with other inputs or if the storage cannot be opened.
     """
-    database = _storage(name, storage)
+    database = database_of(name, storage)
     study = optuna.create_study(
         storage=database,
         study_name=name,
@@ -133,30 +87,8 @@ def open_study(
         study.set_user_attr(_INPUTS, msgspec.json.encode(inputs).decode())
     _refuse_other_inputs(name, _inputs(study), inputs)
     if storage:
-        for call in _ASKED_OF_STORAGE:
-            setattr(database, call, partial(_patiently, getattr(database, call), say))
+        make_patient(database, say)
     return study
-
-
-def _patiently(
-    call: Callable[..., Any], say: Callable[[str], None], *given: Any, **named: Any
-) -> Any:
-    """What the call returns, once the database answers."""
-    waited_s, pause_s = 0.0, FIRST_PAUSE_S
-    while True:
-        try:
-            answer = call(*given, **named)
-        except StorageInternalError as error:
-            if not isinstance(error.__cause__, _SIGNS_OF_ABSENCE) or waited_s >= MOST_AWAY_S:
-                raise
-            if not waited_s:
-                say(f"the database is away ({_first_line(error)}); waiting for it")
-        else:
-            if waited_s:
-                say("the database is back; the search goes on")
-            return answer
-        time.sleep(pause_s)
-        waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def load_study(name: str, storage: str | None = None) -> StudyRecord:
@@ -165,7 +97,7 @@ def load_study(name: str, storage: str | None = None) -> StudyRecord:
         known = [path.parent.name for path in Path("studies").glob("*/study.db")]
         raise UserError(f"no study '{name}' in the folder 'studies': {nearest(name, known)}")
     with told(name):
-        database = _storage(name, storage)
+        database = database_of(name, storage)
         known = optuna.get_all_study_names(database)
         if name not in known:
             where = make_url(storage) if storage else "its file"  # shown without its password
@@ -179,7 +111,7 @@ def load_study(name: str, storage: str | None = None) -> StudyRecord:
 def importance(name: str, storage: str | None = None) -> dict[str, dict[str, float]]:
     """Share of each choice in what made accuracy high and size small (PED-ANOVA, Watanabe et al.
     2023); {} while there are too few complete trials to tell."""
-    study = optuna.load_study(study_name=name, storage=_storage(name, storage))
+    study = optuna.load_study(study_name=name, storage=database_of(name, storage))
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < FEWEST_FOR_IMPORTANCE:
         return {}
@@ -195,7 +127,7 @@ def importance(name: str, storage: str | None = None) -> dict[str, dict[str, flo
 def ask(study: Study, seed: int) -> Trial:
     """A new trial, alive from now on. The number of a process's first one seeds its sampler: no
     other process has it, and a search by one process is the same each time."""
-    with _quiet():
+    with quiet():
         trial = study.ask()
     _beat(trial)
     if isinstance(study.sampler, optuna.samplers.RandomSampler):
@@ -342,35 +274,6 @@ def _values(result: TrialResult, inputs: StudyInputs) -> tuple[float, float]:
     return result.score.accuracy, math.log2(size_bytes(result, inputs.size_kind) / KB)
 
 
-def _storage(name: str, storage: str | None) -> optuna.storages.RDBStorage:
-    if storage is None:
-        study_folder(name).mkdir(parents=True, exist_ok=True)
-        file = URL.create("sqlite", database=str(study_folder(name) / "study.db"))
-        writers = {"connect_args": {"timeout": GRACE_S / 2}}  # wait for their turn
-        return _opened(file.render_as_string(hide_password=False), writers)
-    try:
-        return _opened(storage, {"pool_pre_ping": True})
-    except ImportError:
-        raise UserError(
-            f"--storage {make_url(storage)}: its driver is not installed; for PostgreSQL: "
-            "pip install 'tinyaudio-nas[postgres]'"
-        ) from None
-
-
-def _opened(url: str, engine: dict[str, Any], tries: int = 3) -> optuna.storages.RDBStorage:
-    """Of processes that start together and create the tables, all but one fail the first time."""
-    try:
-        with _quiet():
-            return optuna.storages.RDBStorage(
-                url, engine_kwargs=engine, heartbeat_interval=BEAT_S, grace_period=GRACE_S
-            )
-    except (SQLAlchemyError, StorageInternalError):
-        if tries == 1:
-            raise
-    time.sleep(FIRST_PAUSE_S)
-    return _opened(url, engine, tries - 1)
-
-
 def _inputs(study: Study) -> StudyInputs:
     if _INPUTS not in study.user_attrs:
         raise UserError(
@@ -456,16 +359,8 @@ class Pulse:
         for number in unstarted & self.unstarted:
             _end(self.study, number, state=TrialState.FAIL)
         self.unstarted = unstarted
-        with _quiet():
+        with quiet():
             optuna.storages.fail_stale_trials(self.study)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna warns that heartbeats are new and for its own loop; here they are sent by hand."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _beat(trial: Trial) -> None:

@@ -28,7 +28,7 @@ NAS = (sys.executable, "-m", "nas")
 QUICK = (
     sys.executable,
     "-c",
-    "import sys, nas.study as study; study.BEAT_S, study.GRACE_S = 1, 8; "
+    "import sys, nas.storage as storage; storage.BEAT_S, storage.GRACE_S = 1, 8; "
     "from nas.cli import main; sys.exit(main(sys.argv[1:]))",
 )
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from made_study import complete, inputs
 
+from nas import storage
 from nas import study as studies
 from nas.errors import UserError
 from nas.study import Pulse, ask, load_study, look, open_study, record, start, withdraw
@@ -82,8 +83,9 @@ def test_what_a_dead_process_left_running_is_freed(here, monkeypatch, code, stat
 
 @pytest.mark.slow
 def test_a_trial_of_a_live_process_is_left_alone_while_its_heart_beats(here, monkeypatch):
-    monkeypatch.setattr(studies, "BEAT_S", 1)
-    monkeypatch.setattr(studies, "GRACE_S", 4)
+    for module in (storage, studies):
+        monkeypatch.setattr(module, "BEAT_S", 1)
+        monkeypatch.setattr(module, "GRACE_S", 4)
     study, given = opened()
     trial = ask(study, 0)
     start(trial, "a", {})
