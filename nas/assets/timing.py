@@ -29,6 +29,8 @@ def answer(order: dict[str, Any]) -> None:
     `provider`, `threads` (0: all cores), `level` (of graph optimisation, as ONNX Runtime names
     it), `moments` (fewest and most) and `seconds` of a moment for each network.
     """
+    # Else ONNX Runtime 1.32 leaves an identifier and a database in the user's home.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import numpy
         import onnxruntime
