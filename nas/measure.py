@@ -51,7 +51,7 @@ class Protocol(msgspec.Struct, frozen=True):
 # A trial's figure ranks it among others; what is shown in the end is taken again at length.
 QUICK = Protocol(moments=(3, 6), seconds=0.1)
 THOROUGH = Protocol(moments=(6, 24), seconds=0.2)
-TOGETHER = Protocol(moments=(6, 12), seconds=0.1)
+TOGETHER = Protocol(moments=(4, 12), seconds=0.1)
 
 
 class _Spoken(msgspec.Struct, frozen=True):
