@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -77,6 +78,12 @@ def at_once_when(condition: Callable[[], bool], process: subprocess.Popen[bytes]
         assert process.poll() is None and time.monotonic() < end
 
 
+def figures(trials: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
+    """What a search never changes once a trial is finished (the front is timed again)."""
+    keys = ("trial", "architecture", "accuracy", "file_bytes", "artifact")
+    return {tuple(row[key] for key in keys) for row in trials}
+
+
 def check_files(folder: Path) -> None:
     """Every file that can be seen is whole."""
     for path in (folder / "studies" / "tones" / "artifacts").glob("[!.]*"):
@@ -116,7 +123,7 @@ def test_twenty_kills_lose_no_finished_trial_and_leave_no_torn_file(tones: Path,
     assert start_search(folder, "--trials", str(wanted)).wait(timeout=100) == 0
     trials = rows(folder)
     done = complete(trials)
-    assert len(done) == wanted and done[: len(before)] == before
+    assert len(done) == wanted and figures(before) <= figures(done)
     assert len({row["architecture"] for row in done}) == wanted
     failed = [row for row in trials if row["state"] == "failed"]
     assert len(failed) <= 2 * len(moments), "a kill costs at most what runs"
