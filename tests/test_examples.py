@@ -42,6 +42,7 @@ def start(command: list[str], folder: Path, given: dict[str, str]) -> subprocess
     return subprocess.Popen(command, cwd=folder, env=given, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.slow
 def test_two_tasks_of_the_slurm_array_do_one_search(folder: Path):
     script = (EXAMPLES / "search.sbatch").read_text()
     options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", script, re.MULTILINE))
