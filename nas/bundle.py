@@ -117,7 +117,7 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
         retrained=retrain,
         artifact=artifact,
         classifier=classifier(artifact, architecture, *scale, dataset.classes),
-        cost=estimate(architecture, len(dataset.classes)),
+        cost=estimate(architecture, len(dataset.classes), job.target),
         latency=latency,
         end_to_end=end_to_end,
         promised=result.score,

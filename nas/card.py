@@ -15,6 +15,7 @@ import msgspec
 
 from nas import __version__
 from nas.arch import Architecture
+from nas.compliance import in_rows, sheet
 from nas.dataset import Dataset
 from nas.pareto import kb_text, percent
 from nas.record import Cost, Latency, Proxy, Score, StudyRecord
@@ -150,13 +151,27 @@ def _cost(network: Network, record: StudyRecord) -> str:
         ["latency of model.onnx", _ms(latency)],
         *[["the same network in float32", f"{ms:.3g} ms, timed beside it"] for ms in in_float],
         ["latency of classifier.onnx", _ms(network.end_to_end)],
-        ["energy", "not measured"],
+        ["energy of one inference", _energy(cost)],
         ["number format", str(network.architecture.quantization)],
         ["budget of the search", f"{kb_text(record.inputs.budget.size_bytes)} KB"],
     ]
-    return f"Device: {_device(network)}. One clip at a time.\n\n" + _table(
-        ["figure", "value"], rows
+    return (
+        f"Device: {_device(network)}. One clip at a time.\n\n"
+        + _table(["figure", "value"], rows)
+        + _compliance(network, record)
     )
+
+
+def _energy(cost: Cost) -> str:
+    return "not known" if cost.energy_mj is None else f"{cost.energy_mj:.3g} mJ, estimated"
+
+
+def _compliance(network: Network, record: StudyRecord) -> str:
+    """The target's rules, if it has any, with the test accuracy where a rule asks for one."""
+    accuracy, target = network.test.accuracy if network.test else None, record.inputs.profile
+    rows = in_rows(sheet(network.architecture, network.cost, target, accuracy))
+    title = f"\n\nHeld against {target.description} ({target.source}):\n\n"
+    return title + _table(["rule", "figure", "verdict"], rows) if rows else ""
 
 
 def _device(network: Network) -> str:

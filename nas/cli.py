@@ -129,23 +129,27 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("--storage", help="database URL (default: studies/NAME/study.db)")
     parser.add_argument("--png", metavar="FILE", help="also draw the front as a picture")
     parser.add_argument("--live", action="store_true", help="rewrite it until interrupted")
+    _battery_flag(parser)
 
 
 def _report(options: argparse.Namespace) -> None:
     from nas import report
 
-    page = _write_page(options.names, options.storage, options.live)
+    first = _load(options.names[0], options.storage)
+    battery_mwh = _battery_mwh(options, first.inputs.profile)
+    page = _write_page(options.names, options.storage, options.live, battery_mwh)
     print(page, flush=True)
     if options.png:
-        record = _load(options.names[0], options.storage)
-        report.write_png(record, Path(options.png), references=_references([record]))
+        report.write_png(first, Path(options.png), references=_references([first]))
         print(options.png)
     while options.live:
         time.sleep(report.REFRESH_S)
-        _write_page(options.names, options.storage, live=True)
+        _write_page(options.names, options.storage, True, battery_mwh)
 
 
-def _write_page(names: Sequence[str], storage: str | None, live: bool = False) -> Path:
+def _write_page(
+    names: Sequence[str], storage: str | None, live: bool = False, battery_mwh: float = 0.0
+) -> Path:
     from nas import report
     from nas.arch import parse
     from nas.cost import layers
@@ -158,7 +162,9 @@ def _write_page(names: Sequence[str], storage: str | None, live: bool = False) -
         inputs = record.inputs
         points = front(record.trials, inputs.size_kind, inputs.budget)
         tables = {r.trial: layers(parse(r.architecture), len(inputs.classes)) for r in points}
-        extras[record.name] = report.Extras(importance(record.name, storage), tables)
+        extras[record.name] = report.Extras(
+            importance(record.name, storage), tables, battery_mwh=battery_mwh
+        )
     page = Path("studies") / names[0] / "report.html"
     report.write_html(records, page, extras=extras, references=_references(records), live=live)
     return page
@@ -294,6 +300,8 @@ def _add_show(commands: Any) -> None:
     parser = _command(commands, "show", _show, "the layer table of an architecture")
     parser.add_argument("architecture", help="canonical string or published name")
     parser.add_argument("--classes", type=int, help="number of classes (default: the paper's, 10)")
+    parser.add_argument("--target", help="also what it costs there, and the rules it passes")
+    _battery_flag(parser)
     _variant_flags(parser)
     _json_flag(parser)
 
@@ -301,18 +309,26 @@ def _add_show(commands: Any) -> None:
 def _show(options: argparse.Namespace) -> None:
     import msgspec
 
+    from nas.compliance import in_lines, sheet
     from nas.cost import estimate, layers
+    from nas.estimates import in_words
     from nas.published import architecture_named
+    from nas.shipped import load_target
 
     architecture, classes = architecture_named(
         options.architecture, options.quantization, options.clip_s
     )
     classes = options.classes or classes or 10
-    cost, table = estimate(architecture, classes), layers(architecture, classes)
+    target = load_target(options.target or "host")
+    cost, table = estimate(architecture, classes, target), layers(architecture, classes)
+    clip_s, checks = architecture.front_end.clip_s, sheet(architecture, cost, target)
+    words = in_words(cost, target, clip_s, _battery_mwh(options, target))
     if options.json:
         rows = [msgspec.to_builtins(layer) for layer in table]
         figures = msgspec.to_builtins(cost)
-        _print_json({"architecture": str(architecture), **figures, "layers": rows})
+        rules = [msgspec.to_builtins(check) for check in checks]
+        more = {"target": target.name, "estimates": words, "compliance": rules}
+        _print_json({"architecture": str(architecture), **figures, **more, "layers": rows})
         return
     print(architecture)
     print(
@@ -329,6 +345,8 @@ def _show(options: argparse.Namespace) -> None:
     figures = msgspec.to_builtins(cost)
     print(f"predicted file in bytes: {_sum(figures.pop('ledger'), cost.file_bytes)}")
     _print_pairs({"classes": classes, **figures})
+    for line in [*words, *in_lines(checks)]:
+        print(line)
 
 
 def _sum(ledger: dict[str, int], total: int) -> str:
@@ -497,6 +515,24 @@ def _name_and_storage(parser: argparse.ArgumentParser) -> None:
 
 def _remote_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remote", metavar="USER@HOST[:PORT]", help="measure there, over ssh")
+
+
+def _battery_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--battery-mwh", type=float, help="battery of the device, to say its days")
+
+
+def _battery_mwh(options: argparse.Namespace, target: Any) -> float:
+    """Milliwatt hours, 0 if there is no battery."""
+    if options.battery_mwh is None:
+        return 0.0
+    if not 0 < options.battery_mwh < 1e12:
+        raise UserError(f"--battery-mwh is {options.battery_mwh:g}; it must be above 0 and finite")
+    if target.mcu is None:
+        raise UserError(
+            f"--battery-mwh needs a microcontroller, target '{target.name}' is none: see "
+            "nas list targets"
+        )
+    return float(options.battery_mwh)
 
 
 def _variant_flags(parser: argparse.ArgumentParser) -> None:

@@ -20,11 +20,12 @@ import msgspec
 from nas import workers as pools
 from nas.arch import Architecture
 from nas.artifacts import fetch, place_of, prepare
+from nas.compliance import over_limits
 from nas.cost import estimate
 from nas.errors import UserError
 from nas.measure import TOGETHER, latencies_if_there
 from nas.pareto import front, percent
-from nas.pipeline import Job, over_limits
+from nas.pipeline import Job
 from nas.progress import Progress, Standing
 from nas.record import (
     KB,
@@ -227,13 +228,15 @@ class _Run:
         return len(self._finished()) + len(before) >= self.limits.trials
 
     def _refused(self, trial: Trial, architecture: Architecture, candidate: Candidate) -> bool:
-        cost = estimate(architecture, len(self.inputs.classes))
-        over = _over(cost, self.inputs)
+        cost = _cost(architecture, self.inputs)
+        over = _over(architecture, cost, self.inputs)
         if not over:
             return False
         for limit, share in over.items():
             trial.set_constraint(limit, share)
-        reason = ", ".join(f"{limit} is {share:.0%} over" for limit, share in over.items())
+        reason = ", ".join(
+            _words(limit, share, architecture, cost) for limit, share in over.items()
+        )
         result = candidate.result("infeasible", f"estimated {reason}")
         self._record(trial, msgspec.structs.replace(result, cost=cost))
         return True
@@ -298,7 +301,7 @@ class _Run:
         """Times the networks of the front again, together and at length, so that they compare;
         one that then is over the limit makes room for others, which are timed as well."""
         remote = self.inputs.profile.remote
-        if remote and not remote.ssh:
+        if self.inputs.profile.mcu or (remote and not remote.ssh):
             return
         for _ in range(MOST_FRONTS_TIMED):
             points = front(self.results.values(), self.inputs.size_kind, self.inputs.budget)
@@ -393,27 +396,46 @@ def _best(results: Sequence[TrialResult], inputs: StudyInputs) -> str:
     return f"best within {kb:g} KB: {percent(points[-1].score.accuracy)} % at {size:.1f} KB"
 
 
-def _over(cost: Cost, inputs: StudyInputs) -> dict[str, float]:
+def _cost(architecture: Architecture, inputs: StudyInputs) -> Cost:
+    return estimate(architecture, len(inputs.classes), inputs.profile)
+
+
+def _over(architecture: Architecture, cost: Cost, inputs: StudyInputs) -> dict[str, float]:
     """The limits that the candidate is over; {} if it fits."""
-    shares = over_limits(cost, inputs.size_kind, inputs.budget)
+    shares = over_limits(architecture, cost, inputs)
     return {limit: share for limit, share in shares.items() if share > 0}
+
+
+def _words(limit: str, share: float, architecture: Architecture, cost: Cost) -> str:
+    if limit == "format" or (limit == "latency_ms" and cost.latency_ms is None):
+        return f"{limit} is not known or not allowed for {architecture.quantization}"
+    return f"{limit} is {share:.0%} over"
 
 
 def _refuse_impossible(space: SearchSpace, inputs: StudyInputs, clip_s: float) -> None:
     """Raises UserError, with the smallest size, if nothing in the space can meet the budget."""
 
     def excess(architecture: Architecture) -> float:
-        cost = estimate(architecture, len(inputs.classes))
-        return max(over_limits(cost, inputs.size_kind, inputs.budget).values())
+        return max(over_limits(architecture, _cost(architecture, inputs), inputs).values())
 
-    smallest = estimate(space.smallest(excess, clip_s, enough=0.0), len(inputs.classes))
-    over = _over(smallest, inputs)
+    least = space.smallest(excess, clip_s, enough=0.0)
+    smallest = _cost(least, inputs)
+    over = _over(least, smallest, inputs)
     if over:
         kb = getattr(smallest, inputs.size_kind) / KB
-        flags = {"ram_bytes": "--max-ram-kb", "macs": "--max-mmacs"}
+        flags = {
+            "ram_bytes": "--max-ram-kb",
+            "macs": "--max-mmacs",
+            "latency_ms": "--max-latency-ms",
+            "format": "or change the number formats of --space",
+        }
         raise UserError(
             f"nothing in the search space '{space.name}' fits the budget: its smallest network "
             f"has {kb:.2g} KB ({inputs.size_kind}), {smallest.ram_bytes / KB:.2g} KB of RAM "
-            f"and {smallest.macs / 1e6:.2g} MMACs; raise "
+            f"and {smallest.macs / 1e6:.2g} MMACs{_estimated_ms(smallest)}; raise "
             + " and ".join(flags.get(limit, "--budget-kb") for limit in over)
         )
+
+
+def _estimated_ms(cost: Cost) -> str:
+    return "" if cost.latency_ms is None else f" and takes an estimated {cost.latency_ms:.3g} ms"

@@ -1,4 +1,4 @@
-"""Operations -> what they cost on a microcontroller: flash, peak memory, time and energy.
+"""Operations -> what they cost on a microcontroller: flash, peak memory and time.
 
 All of it is estimated. Time is cycles per multiply-accumulate, of dense and of depthwise layers;
 memory is exact liveness in execution order with the kernels' scratch. A constant per network or
@@ -106,26 +106,3 @@ def front_end_ram_bytes(front_end: FrontEnd) -> int:
     next clip as int8."""
     ring = 2 * (front_end.window + front_end.hop)
     return ring + 2 * 4 * front_end.fft + math.prod(front_end.shape)
-
-
-@dataclass(frozen=True)
-class Duty:
-    """One decision per clip: the share of the time spent computing, and the mean power of the
-    network and, where the profile knows it, of idling between decisions."""
-
-    duty_cycle: float
-    mean_mw: float
-    idle_known: bool
-
-    def days(self, battery_mwh: float) -> float:
-        """How long a battery lasts."""
-        return battery_mwh / self.mean_mw / 24
-
-
-def duty(latency_ms: float, clip_s: float, mcu: Microcontroller) -> Duty | None:
-    """None if the profile has no power. More than 1 computes longer than it listens."""
-    if mcu.active_mw is None:
-        return None
-    share = latency_ms / 1e3 / clip_s
-    idle = (mcu.idle_mw or 0.0) * max(0.0, 1 - share)
-    return Duty(share, share * mcu.active_mw + idle, mcu.idle_mw is not None)

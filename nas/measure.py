@@ -25,6 +25,9 @@ from onnx.numpy_helper import from_array
 
 from nas.device import Away, run
 from nas.errors import UserError
+from nas.estimates import validity
+from nas.foreign import work_of_file
+from nas.mcu import latency_ms
 from nas.record import Latency
 from nas.target import TargetProfile
 
@@ -156,8 +159,35 @@ def latencies(
 
 
 def latency(network: bytes, target: TargetProfile, protocol: Protocol = THOROUGH) -> Latency:
-    """That of one network; see `latencies`."""
-    return latencies([network], target, protocol)[0]
+    """That of one network; see `latencies`, and for a microcontroller `estimated`."""
+    if not target.mcu:
+        return latencies([network], target, protocol)[0]
+    found = estimated(network, target)
+    if not found:
+        raise UserError(_NOT_INT8.format(target.name))
+    return found
+
+
+_NOT_INT8 = "target '{}' knows the time of int8 networks only"
+
+
+def estimated(network: bytes, target: TargetProfile) -> Latency | None:
+    """The time of an int8 network on a microcontroller, from the operations in the file; None for
+    another, whose cycles are not known."""
+    if target.mcu is None:
+        raise ValueError(f"target '{target.name}' is no microcontroller")
+    asked, int8 = work_of_file(onnx.load_from_string(network), "the network")
+    if not int8:
+        return None
+    time_ms = latency_ms(asked, target.mcu)
+    return Latency(
+        latency_ms=time_ms,
+        latency_median_ms=time_ms,
+        latency_p95_ms=time_ms,
+        reference_ratio=0.0,
+        latency_kind="estimated",
+        device=f"{target.description}; {validity(target.mcu.latency_error, asked.unmodelled)}",
+    )
 
 
 def latencies_if_there(
@@ -165,11 +195,15 @@ def latencies_if_there(
     target: TargetProfile,
     protocol: Protocol = THOROUGH,
     parent: bytes | None = None,
-) -> tuple[list[Latency] | list[None], str]:
-    """`latencies`, or Nones and the reason if the device is away; waits if the target says so."""
+) -> tuple[list[Latency | None], str]:
+    """`latencies`, or Nones and the reason if the device is away; waits if the target says so.
+    For a microcontroller, `estimated`."""
+    if target.mcu:
+        found = [estimated(network, target) for network in networks]
+        return found, "" if found[0] else f"no latency: {_NOT_INT8.format(target.name)}"
     while True:
         try:
-            return latencies(networks, target, protocol, parent), ""
+            return [*latencies(networks, target, protocol, parent)], ""
         except Away as away:
             remote = target.remote
             if remote is None or not remote.ssh or remote.when_away != "wait":

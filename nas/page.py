@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nas.arch import parse
+from nas.estimates import in_words
 from nas.figure import SIZE_TITLES, short
 from nas.pareto import (
     answer,
@@ -43,6 +44,7 @@ class Extras:
     importance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     layers: Mapping[int, Sequence[Layer]] = field(default_factory=dict)
     test: Mapping[int, Score] = field(default_factory=dict)
+    battery_mwh: float = 0.0
 
 
 def study_facts(record: StudyRecord, extras: Extras, common: Budget) -> dict[str, Any]:
@@ -60,7 +62,9 @@ def study_facts(record: StudyRecord, extras: Extras, common: Budget) -> dict[str
         "name": record.name,
         "answer": answer(trials, inputs),
         "note": inputs.data_note,
-        "facts": _facts(record) | {"Hypervolume": f"{track[-1][1]:.3f}"},
+        "facts": _facts(record)
+        | {"Hypervolume": f"{track[-1][1]:.3f}"}
+        | _on_the_device(record, points, extras.battery_mwh),
         "caveat": _caveat(points, extras),
         "classes": inputs.classes,
         "export": f"nas export {shlex.quote(record.name)} --trial ",
@@ -90,6 +94,18 @@ def _facts(record: StudyRecord) -> dict[str, str]:
         "Search space": inputs.space_name,
         "Trials": f"{len(record.trials):,} in {spent} of computing",
     }
+
+
+def _on_the_device(
+    record: StudyRecord, points: Sequence[TrialResult], battery_mwh: float
+) -> dict[str, str]:
+    """The estimates of the network to ship for a microcontroller, with their errors."""
+    if not points or not (cost := recommended(points).cost):
+        return {}
+    clip_s = parse(recommended(points).architecture).front_end.clip_s
+    _, *said = in_words(cost, record.inputs.profile, clip_s, battery_mwh) or [""]
+    title = f"Trial {recommended(points).trial} there, estimated"
+    return {title: "; ".join(line.strip() for line in said)} if said else {}
 
 
 def _caveat(points: Sequence[TrialResult], extras: Extras) -> str:

@@ -46,7 +46,7 @@ def _fits(result: TrialResult, kind: SizeKind, budget: Budget) -> bool:
         (size_bytes(result, kind), budget.size_bytes),
         (known_latency_ms(result), budget.latency_ms),
         (cost.ram_bytes if cost else None, budget.ram_bytes),
-        (cost.macs if cost else None, budget.macs),
+        (budget.macs_of(cost) if cost else None, budget.macs),
     ]
     return all(most is None or (found is not None and found <= most) for found, most in limits)
 
@@ -271,6 +271,7 @@ def row(result: TrialResult, kind: SizeKind) -> dict[str, Any]:
         "macs": cost.macs if cost else None,
         "front_end_macs": cost.front_end_macs if cost else None,
         "peak_ram_bytes": cost.peak_ram_bytes if cost else None,
+        "energy_mj": cost.energy_mj if cost else None,
         "quantization": quantization(result),
         "parameters": cost.parameters if cost else None,
         "training": " ".join(f"{key}={value:g}" for key, value in result.training.items()),

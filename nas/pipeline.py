@@ -24,7 +24,7 @@ from nas.measure import QUICK, THOROUGH, latencies_if_there, logits
 from nas.network import build, to_onnx
 from nas.pareto import quantization
 from nas.quantize import CALIBRATION_CLIPS, quantize
-from nas.record import Budget, Cost, Proxy, Score, SizeKind, TrialResult
+from nas.record import Proxy, Score, TrialResult
 from nas.score import score
 from nas.target import TargetProfile
 from nas.train import one_thread, predict, train
@@ -41,17 +41,6 @@ class Job:
     target: TargetProfile
     proxy: Proxy
     max_latency_ms: float | None = None
-
-
-def over_limits(cost: Cost, kind: SizeKind, budget: Budget) -> dict[str, float]:
-    """How far the candidate is over each limit that can be known before training, as a share of
-    the limit; below 0 it fits."""
-    over = {str(kind): getattr(cost, kind) / budget.size_bytes - 1}
-    if budget.ram_bytes:
-        over["ram_bytes"] = cost.ram_bytes / budget.ram_bytes - 1
-    if budget.macs:
-        over["macs"] = cost.macs / budget.macs - 1
-    return over
 
 
 def evaluate_architecture(
@@ -79,7 +68,7 @@ def evaluate_architecture(
     result = TrialResult(
         architecture=str(architecture),
         state="complete",
-        cost=estimate(architecture, classes),
+        cost=estimate(architecture, classes, job.target),
         file_bytes=len(artifact.content),
         front_end_ms=front_end_ms(architecture.front_end),
         artifact=f"{stem}.onnx",
@@ -96,7 +85,7 @@ def too_slow(
     """The infeasible result of an architecture that takes too long, told by its untrained network
     (weights do not change the time); a close decision is made by the thorough protocol."""
     limit_ms = job.max_latency_ms
-    if limit_ms is None:
+    if limit_ms is None or job.target.mcu:  # a board's time is known from the structure
         return None
     classes = len(job.dataset.classes)
     artifact = artifact_of(untrained(architecture, classes, seed), architecture, training, seed)
@@ -106,7 +95,7 @@ def too_slow(
     if latency is None or latency.latency_ms <= limit_ms:
         return None
     reason = f"measured {latency.latency_ms:.3g} ms before training, over {limit_ms:g} ms"
-    cost = estimate(architecture, classes)
+    cost = estimate(architecture, classes, job.target)
     return TrialResult(str(architecture), "infeasible", reason, cost, latency=latency)
 
 

@@ -148,12 +148,17 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """Limits on a candidate; None means no limit."""
+    """Limits on a candidate; None means no limit. `norm_macs`: those of normalisation count too."""
 
     size_bytes: int
     latency_ms: float | None = None
     ram_bytes: int | None = None
     macs: int | None = None
+    norm_macs: bool = False
+
+    def macs_of(self, cost: Cost) -> int:
+        """The MACs that the limit means."""
+        return cost.macs + self.norm_macs * cost.norm_macs
 
 
 class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -88,8 +88,10 @@ def _footnote(record: StudyRecord) -> str:
     counts = Counter(r.state for r in record.trials)
     states = ", ".join(f"{n} {state}" for state, n in counts.most_common()) or "none yet"
     how = "measured" if kind == "file_bytes" else "estimated"
+    profile = record.inputs.profile
+    there = f" ms and RAM: estimated for {profile.description}." if profile.mcu else ""
     return (
-        f"Trials: {states}. KB: {kind}, {how}. Budget: {limits_text(record.inputs.budget)}. "
+        f"Trials: {states}. KB: {kind}, {how}.{there} Budget: {limits_text(record.inputs.budget)}. "
         f"Accuracy: mean over classes on validation recordings. nas export {record.name} --trial N"
     )
 

@@ -80,6 +80,7 @@ def budget_of(settings: Settings, target: TargetProfile) -> Budget:
         latency_ms=_tighter(settings.max_latency_ms, limits.latency_ms),
         ram_bytes=_whole(_tighter(_times(settings.max_ram_kb, KB), limits.ram_bytes)),
         macs=_whole(_tighter(_times(settings.max_mmacs, 1e6), limits.macs)),
+        norm_macs=bool(target.rules and target.rules.norm_macs),
     )
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from nas.errors import UserError
+
 SizeKind = Literal["file_bytes", "parameter_bytes", "flash_bytes"]
 Scheme = Literal["float32", "float16", "int8"]
 
@@ -142,6 +144,11 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The same profile for a device at this address; unchanged without one."""
         if not ssh:
             return self
+        if self.mcu:
+            raise UserError(
+                f"--remote is {ssh}, but target '{self.name}' is a microcontroller, whose times "
+                "are estimated: leave one of them out"
+            )
         remote = msgspec.structs.replace(self.remote or Remote(), ssh=ssh)
         return msgspec.structs.replace(self, remote=remote)
 
