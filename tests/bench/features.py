@@ -4,7 +4,8 @@ Decoding, resampling and log-mel (16 kHz, 64 bands, hop 320) of whole data sets,
 and hash of every file apart; the plain loop reads one file after the other with soundfile,
 resamples and transforms it with torchaudio and keeps the result. A warm start is what a trial
 waits for when its front end is in the cache. The last row is 100,000 generated clips of one
-second: its peak memory holds Python, torch (about 500 MB) and all else.
+second, through the check, the features and one epoch of a training on six in ten of them: its peak
+memory holds Python, torch (about 500 MB), the features that are mapped and all else.
 """
 
 from __future__ import annotations
@@ -80,28 +81,35 @@ def plain_loop(files: list[str], settings: FrontEnd) -> None:
 
 LARGE = """
 import resource, sys, time
-from nas.arch import FrontEnd
+from nas.arch import parse
 from nas.dataset import load
 from nas.features import compute
-start = time.perf_counter()
+from nas.pipeline import Job, trained
+from nas.record import Proxy
+from nas.shipped import load_target
+
+network = parse(sys.argv[2])
+times = [time.perf_counter()]
 dataset = load(sys.argv[1])
-checked = time.perf_counter()
-compute(dataset, FrontEnd(16000, 1.0, 512, 480, 160, 40))
-done = time.perf_counter()
-print(checked - start, done - checked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+times.append(time.perf_counter())
+training = compute(dataset, network.front_end).split("train")
+times.append(time.perf_counter())
+trained(network, Job(dataset, load_target("host"), Proxy(epochs=1, batch=256)), training, 0)
+times.append(time.perf_counter())
+print(*times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
+TRAINED = (
+    "logmel_r16000_t1_f512_w480_h160_m40_d0_c1/conv_n1_k3x3_s2x2_c8_relu_q0_g0_p0/gap_c0_p0/float32"
+)
 
 
 def many_clips(count: int = 100_000) -> Row:
-    """Time and peak memory of a first and of a second start on generated clips."""
+    """Time and peak memory of a first and of a second trial of one epoch on generated clips."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
         write_clips(root, count)
         environment = os.environ | {"NAS_CACHE": folder + "/cache"}
-        cold, warm = (
-            [float(figure) for figure in run(LARGE, str(root), environment).split()]
-            for _ in range(2)
-        )
+        cold, warm = (_trial(root, environment) for _ in range(2))
     return {
         "clips": count,
         "check, s": round(cold[0]),
@@ -109,14 +117,17 @@ def many_clips(count: int = 100_000) -> Row:
         "cold start, s": round(cold[0] + cold[1]),
         "warm check, s": round(warm[0], 1),
         "warm start, s": round(warm[1], 4),
-        "peak memory, MB": round(cold[2]),
+        "training, clips/s": round(0.6 * count / warm[2]),
+        "peak memory, MB": round(max(cold[3], warm[3])),
     }
 
 
-def run(script: str, argument: str, environment: dict[str, str]) -> str:
-    command = [sys.executable, "-c", script, argument]
+def _trial(root: Path, environment: dict[str, str]) -> tuple[float, float, float, float]:
+    """Seconds for the check, the features and the training, and MB of memory at most."""
+    command = [sys.executable, "-c", LARGE, str(root), TRAINED]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return done.stdout
+    start, checked, computed, trained, peak = map(float, done.stdout.split())
+    return checked - start, computed - checked, trained - computed, peak
 
 
 def write_clips(root: Path, count: int) -> None:
