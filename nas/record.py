@@ -176,7 +176,7 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight_decay: Annotated[float, Meta(ge=0)] = 0.01
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     mixup: Annotated[float, Meta(ge=0)] = 0.0
-    gain: Annotated[float, Meta(ge=0)] = 1.5
+    gain: Annotated[float, Meta(ge=0)] = 0.75
     frequency_mask: Annotated[int, Meta(ge=0)] = 8
     time_mask_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     time_shift_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
