@@ -38,6 +38,7 @@ from nas.record import (
     TrialResult,
     size_bytes,
 )
+from nas.rungs import bars, ran, rung_epochs
 from nas.space import SearchSpace
 from nas.storage import study_folder, told
 from nas.study import (
@@ -212,7 +213,8 @@ class _Run:
             self.running[trial.number] = trial, candidate
             stem = f"{self.place}/{trial.number:05d}"
             seed = self.inputs.seed_of(trial.number)
-            worker.give(Order(trial.number, *candidate, seed, stem))
+            to_reach = self._bars(architecture)
+            worker.give(Order(trial.number, *candidate, seed, stem, to_reach))
             return
 
     def _covered(self, trial: Trial) -> bool:
@@ -226,6 +228,13 @@ class _Run:
         self._look()
         before = [n for n in (*self.running, *self.elsewhere) if n < trial.number]
         return len(self._finished()) + len(before) >= self.limits.trials
+
+    def _bars(self, architecture: Architecture) -> dict[int, float]:
+        """What it must reach at each rung, by the trials that have ended when it starts."""
+        kind = self.inputs.size_kind
+        size = getattr(estimate(architecture, len(self.inputs.classes)), kind)
+        epochs = rung_epochs(self.inputs.proxy.epochs)
+        return bars(size, epochs, ran(self.results.values(), kind))
 
     def _refused(self, trial: Trial, architecture: Architecture, candidate: Candidate) -> bool:
         cost = _cost(architecture, self.inputs)

@@ -4,7 +4,9 @@ functions. Every figure is taken from the bytes that would ship."""
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from nas.artifacts import keep
 from nas.cost import estimate
 from nas.dataset import Dataset
 from nas.errors import UserError
-from nas.features import SplitFeatures, compute, front_end_ms
+from nas.features import Features, SplitFeatures, compute, front_end_ms
 from nas.measure import QUICK, THOROUGH, latencies_if_there, logits
 from nas.network import build, to_onnx
 from nas.pareto import quantization
@@ -44,7 +46,11 @@ class Job:
 
 
 def evaluate_architecture(
-    architecture: Architecture, job: Job, seed: int, stem: str
+    architecture: Architecture,
+    job: Job,
+    seed: int,
+    stem: str,
+    bars: Mapping[int, float] = MappingProxyType({}),
 ) -> TrialResult:
     """Trains a proxy of the architecture, quantises it and measures the artefact; infeasible,
     and not trained, if it is slower than the job allows.
@@ -52,30 +58,38 @@ def evaluate_architecture(
     Writes `stem`.onnx (the artefact) and `stem`.safetensors (the trained float weights), each
     whole or not at all; `stem` is a path or s3://bucket/key. Deterministic for one seed on one
     machine, but for the latency.
+    A trial whose float network is below one of the `bars` (accuracy on the validation recordings,
+    by number of finished epochs) is stopped there.
     """
     start = time.monotonic()
-    classes = len(job.dataset.classes)
     features = compute(job.dataset, architecture.front_end, splits=("train", "validation"))
     training, validation = features.split("train"), features.split("validation")
     if slow := too_slow(architecture, job, training, seed):
         return replace(slow, seconds=time.monotonic() - start, finished_at=time.time())
     training_start = time.monotonic()
-    network = trained(architecture, job, training, seed)
-    seconds_training = time.monotonic() - training_start
-    artifact = artifact_of(network, architecture, training, seed)
-    keep(f"{stem}.safetensors", save(weights(network)))
-    keep(f"{stem}.onnx", artifact.content)
+    network, rungs = _proxy(architecture, job, features, seed, bars)
     result = TrialResult(
         architecture=str(architecture),
         state="complete",
-        cost=estimate(architecture, classes, job.target),
-        file_bytes=len(artifact.content),
-        front_end_ms=front_end_ms(architecture.front_end),
-        artifact=f"{stem}.onnx",
-        seconds_training=seconds_training,
+        cost=estimate(architecture, len(job.dataset.classes), job.target),
+        rungs=rungs,
+        seconds_training=time.monotonic() - training_start,
     )
-    outputs = predict(network, tensor(validation))
-    result = measured(result, artifact, outputs, validation, job)
+    if rungs and rungs[-1][1] < bars[rungs[-1][0]]:
+        reason = "weak for its size after {} epochs ({:.1%})".format(*rungs[-1])
+        result = replace(result, state="stopped", reason=reason)
+    else:
+        artifact = artifact_of(network, architecture, training, seed)
+        keep(f"{stem}.safetensors", save(weights(network)))
+        keep(f"{stem}.onnx", artifact.content)
+        result = replace(
+            result,
+            file_bytes=len(artifact.content),
+            front_end_ms=front_end_ms(architecture.front_end),
+            artifact=f"{stem}.onnx",
+        )
+        outputs = predict(network, tensor(validation))
+        result = measured(result, artifact, outputs, validation, job)
     return replace(result, seconds=time.monotonic() - start, finished_at=time.time())
 
 
@@ -139,13 +153,39 @@ def refuse_broken(artifact: Score, parent: Score) -> None:
 
 def trained(architecture: Architecture, job: Job, training: SplitFeatures, seed: int) -> nn.Module:
     """A new network of this architecture, trained by the job's recipe."""
+    *_, (_, network) = _epochs(architecture, job, training, seed)
+    return network
+
+
+def _proxy(
+    architecture: Architecture,
+    job: Job,
+    features: Features,
+    seed: int,
+    bars: Mapping[int, float],
+) -> tuple[nn.Module, list[tuple[int, float]]]:
+    """The network and its accuracy at each rung; trained to the end, or to a rung below its bar."""
+    validation = features.split("validation")
+    rungs: list[tuple[int, float]] = []
+    for epoch, network in _epochs(architecture, job, features.split("train"), seed):
+        if epoch in bars:
+            outputs = predict(network, tensor(validation))
+            rungs.append((epoch, score_of(outputs, validation, job.dataset).accuracy))
+            if rungs[-1][1] < bars[epoch]:
+                break
+    return network, rungs
+
+
+def _epochs(
+    architecture: Architecture, job: Job, training: SplitFeatures, seed: int
+) -> Iterator[tuple[int, nn.Module]]:
+    """The number of finished epochs and the network, after each of them."""
     classes = len(job.dataset.classes)
     labels = torch.from_numpy(training.labels)
     network = untrained(architecture, classes, seed)
     with one_thread():
-        for _ in train(network, tensor(training), labels, classes, job.proxy, seed):
-            pass
-    return network
+        for epoch in train(network, tensor(training), labels, classes, job.proxy, seed):
+            yield epoch, network
 
 
 def untrained(architecture: Architecture, classes: int, seed: int) -> nn.Module:

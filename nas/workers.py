@@ -42,13 +42,14 @@ class Task(msgspec.Struct, frozen=True):
 
 class Order(msgspec.Struct, frozen=True):
     """One architecture to train by its own settings and evaluate; the artefact goes to
-    `stem`.onnx."""
+    `stem`.onnx. `bars` say what accuracy it must reach after how many epochs."""
 
     trial: int
     architecture: str
     training: Training
     seed: int
     stem: str
+    bars: dict[int, float]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -170,7 +171,9 @@ def _evaluate(order: Order, job: Job) -> TrialResult:
     """An exception of the network's own is a recorded result: it must not end a search."""
     job = replace(job, proxy=msgspec.structs.replace(job.proxy, **order.training))
     try:
-        return evaluate_architecture(parse(order.architecture), job, order.seed, order.stem)
+        return evaluate_architecture(
+            parse(order.architecture), job, order.seed, order.stem, order.bars
+        )
     except OSError:
         raise
     except Exception as error:

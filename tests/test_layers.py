@@ -14,7 +14,7 @@ import nas
 
 PACKAGE = Path(nas.__file__).parent
 ORDER = """
-    errors arch target device record estimates compliance shipped settings space published pareto
+    errors arch target device record rungs estimates compliance shipped settings space published pareto
     cache artifacts audio clips layouts splits scenes dataset features
     blocks network trace ledger mcu cost augment train plain foreign calibrate slim quantize score
     measure

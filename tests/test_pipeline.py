@@ -100,3 +100,21 @@ def test_a_network_that_was_never_trained_is_bad_but_not_broken(job, tmp_path):
     idle = replace(job, proxy=Proxy(epochs=1, learning_rate=1e-9))
     result = evaluate_architecture(INT8, idle, 0, tmp_path / "trial")
     assert result.state == "complete" and result.float_accuracy < 0.7
+
+
+def test_a_trial_below_the_bar_of_a_rung_is_stopped_there_and_leaves_no_file(job, tmp_path):
+    bars = {3: 0.0, 5: 1.1, 8: 0.0}
+    result = evaluate_architecture(INT8, job, 0, f"{tmp_path}/trial", bars)
+    assert result.state == "stopped" and "weak for its size after 5 epochs" in result.reason
+    assert [epoch for epoch, _ in result.rungs] == [3, 5]
+    assert result.score is None and result.artifact is None and not list(tmp_path.iterdir())
+    assert result.cost.file_bytes > 0
+
+
+def test_rungs_change_nothing_of_a_trial_that_passes_them(job, tmp_path):
+    last = job.proxy.epochs
+    passed = evaluate_architecture(INT8, job, 0, f"{tmp_path}/a", {2: 0.0, 5: 0.0, last: 0.0})
+    plain = evaluate_architecture(INT8, job, 0, f"{tmp_path}/b")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert passed.score == plain.score
+    assert passed.rungs[-1] == (last, plain.float_accuracy) and plain.rungs == []

@@ -156,7 +156,10 @@ def test_a_syntax_error_names_the_file_and_the_line():
         (("runtime", "#"), "missing key 'runtime', expected one of 'mcu', 'onnxruntime'"),
         (("threads = 1", "threads = 1.5"), "key 'threads': expected `int`, found 1.5"),
         (("threads = 1", "threads = -1"), "key 'threads': expected `int` >= 0, found -1"),
-        (('"onnxruntime"', '"ort"'), "key 'runtime': expected one of 'mcu', 'onnxruntime', found 'ort'"),
+        (
+            ('"onnxruntime"', '"ort"'),
+            "key 'runtime': expected one of 'mcu', 'onnxruntime', found 'ort'",
+        ),
     ],
 )
 def test_a_wrong_key_is_named_with_what_was_found_and_what_is_allowed(change, expected):
