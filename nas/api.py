@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from nas.arch import Architecture, parse
 from nas.cache import write_whole
 from nas.dataset import Dataset, load
 from nas.engine import Limits, run_search
@@ -24,10 +25,11 @@ from nas.published import architecture_named
 from nas.record import KB, Budget, Evaluated, Proxy, StudyInputs, StudyRecord, TrialResult
 from nas.settings import DEFAULT_TRIALS, Settings, budget_of, default_name, load_settings
 from nas.shipped import load_target
-from nas.space import load_space
+from nas.space import SearchSpace, load_space
 from nas.storage import told
 from nas.study import load_study
 from nas.target import TargetProfile
+from nas.warm import literature
 
 EVALUATED = Path("studies") / "evaluated"
 
@@ -69,7 +71,21 @@ def search(study: str | None = None, *, silent: bool = True, **settings: Any) ->
             shown,
             asked.storage,
             asked.artifacts,
+            [*literature(), *_front_of(asked, space)],
         )
+
+
+def _front_of(asked: Settings, space: SearchSpace) -> list[Architecture]:
+    """The networks of the study that the search starts from."""
+    if asked.from_study is None:
+        return []
+    found = [parse(r.architecture) for r in front(asked.from_study, storage=asked.storage)]
+    if not any(map(space.contains, found)):
+        raise UserError(
+            f"--from {asked.from_study}: none of the {len(found)} networks of its front lies in "
+            f"the search space '{space.name}'; give its own --space, or one that holds them"
+        )
+    return found
 
 
 def front(name: str, *, storage: str | None = None) -> list[TrialResult]:

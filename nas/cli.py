@@ -82,6 +82,9 @@ def _add_search(commands: Any) -> None:
         "--artifacts", help="folder or s3://BUCKET that all machines reach (default: studies/NAME)"
     )
     parser.add_argument(
+        "--from", dest="from_study", metavar="STUDY", help="begin with this study's front as well"
+    )
+    parser.add_argument(
         "--tolerate-bad-files",
         action="store_true",
         default=None,

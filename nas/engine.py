@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -55,6 +56,7 @@ from nas.study import (
     time_again,
     withdraw,
 )
+from nas.warm import beginnings
 from nas.workers import Order
 
 # A proposal that cannot fit costs some tens of milliseconds. So many in a row, and there is
@@ -84,8 +86,10 @@ def run_search(
     progress: Progress,
     storage: str | None = None,
     artifacts: str | None = None,
+    networks: Sequence[Architecture] = (),
 ) -> StudyRecord:
-    """Runs or continues the study until its limits; returns all that it holds.
+    """Runs or continues the study until its limits; returns all that it holds. It begins with those
+    of the `networks` that the space holds and that fit.
 
     Raises UserError if the study exists with other inputs or if nothing in the space fits the
     budget. KeyboardInterrupt passes through with every finished trial recorded.
@@ -97,7 +101,8 @@ def run_search(
         folder.mkdir(parents=True, exist_ok=True)
         prepare(place)
         study = open_study(name, storage, inputs, progress.event)
-        run = _Run(study, space, inputs, job, limits, progress, folder, place)
+        begin = beginnings(networks, space, job.dataset.clip_s, partial(_fits, inputs))
+        run = _Run(study, space, inputs, job, limits, progress, folder, place, begin)
         if not run.over():
             with pools.pool(workers, run.task, folder / "workers.log") as pool:
                 run.loop(pool)
@@ -129,9 +134,11 @@ class _Run:
         progress: Progress,
         folder: Path,
         place: str,
+        begin: dict[str, dict[str, Any]],
     ) -> None:
         self.study, self.space, self.inputs, self.job = study, space, inputs, job
         self.limits, self.progress, self.folder, self.place = limits, progress, folder, place
+        self.begin = begin
         self.task = pools.Task(inputs.data, inputs.profile, inputs.proxy, job.max_latency_ms)
         self.start = time.monotonic()
         self.results: dict[int, TrialResult] = {}
@@ -140,6 +147,8 @@ class _Run:
         self.refused_in_a_row = self.failed_in_a_row = self.slow_in_a_row = 0
         self.pulse = Pulse(study, inputs)
         self._look()
+        known = {result.architecture for result in self._finished()}
+        self.untried = [text for text in begin if text not in known]
 
     def over(self) -> bool:
         """Whether the search has ended for this process, but for what it runs."""
@@ -199,7 +208,7 @@ class _Run:
         """An architecture that fits and has not been measured goes to the worker, if one of the
         next few proposals is one."""
         for _ in range(PROPOSALS_PER_TURN):
-            trial = ask(self.study, self.inputs.seed)
+            trial = self._ask()
             architecture = self.space.sample(trial, self.job.dataset.clip_s)
             candidate = Candidate(str(architecture), self.space.sample_training(trial))
             if self._refused(trial, architecture, candidate) or self._repeated(trial, candidate):
@@ -229,11 +238,19 @@ class _Run:
         before = [n for n in (*self.running, *self.elsewhere) if n < trial.number]
         return len(self._finished()) + len(before) >= self.limits.trials
 
+    def _ask(self) -> Trial:
+        """What the search begins with, one after the other; then what the sampler proposes."""
+        begin = self.begin[self.untried.pop(0)] if self.untried else None
+        return ask(self.study, self.inputs.seed, begin)
+
     def _bars(self, architecture: Architecture) -> dict[int, float]:
-        """What it must reach at each rung, by the trials that have ended when it starts."""
+        """What it must reach at each rung, by the trials that have ended when it starts. What the
+        search begins with is trained in full."""
         kind = self.inputs.size_kind
-        size = getattr(estimate(architecture, len(self.inputs.classes)), kind)
         epochs = rung_epochs(self.inputs.proxy.epochs)
+        if str(architecture) in self.begin:
+            return dict.fromkeys(epochs, 0.0)
+        size = getattr(_cost(architecture, self.inputs), kind)
         return bars(size, epochs, ran(self.results.values(), kind))
 
     def _refused(self, trial: Trial, architecture: Architecture, candidate: Candidate) -> bool:
@@ -403,6 +420,10 @@ def _best(results: Sequence[TrialResult], inputs: StudyInputs) -> str:
         return f"nothing within {kb:g} KB yet"
     size = size_bytes(points[-1], inputs.size_kind) / KB
     return f"best within {kb:g} KB: {percent(points[-1].score.accuracy)} % at {size:.1f} KB"
+
+
+def _fits(inputs: StudyInputs, architecture: Architecture) -> bool:
+    return not _over(architecture, _cost(architecture, inputs), inputs)
 
 
 def _cost(architecture: Architecture, inputs: StudyInputs) -> Cost:

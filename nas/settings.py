@@ -37,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
     storage: str | None = None
     artifacts: str | None = None
+    from_study: str | None = None
     tolerate_bad_files: bool = False
     proxy: Proxy = Proxy()
 

@@ -120,16 +120,20 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if choices
         }
 
-    def choices_of(self, architecture: Architecture) -> dict[str, Any] | None:
-        """The choices that sample to this architecture; None if it is not in the space."""
+    def choices_of(
+        self, architecture: Architecture, clip_s: float | None = None
+    ) -> dict[str, Any] | None:
+        """The choices that sample to this architecture for clips of `clip_s` seconds (default:
+        of its own length); None if it is not in the space."""
+        length_s = clip_s or architecture.front_end.clip_s
         for front in range(len(self.front_end)):
-            found = self._choices_of(architecture, _wanted(architecture, front))
+            found = self._choices_of(architecture, _wanted(architecture, front), length_s)
             if found is not None:
                 return found
         return None
 
     def _choices_of(
-        self, architecture: Architecture, wanted: dict[str, Any]
+        self, architecture: Architecture, wanted: dict[str, Any], clip_s: float
     ) -> dict[str, Any] | None:
         asked: dict[str, Any] = {}
 
@@ -142,7 +146,7 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return value
 
         try:
-            sampled = _sample(self, recall, architecture.front_end.clip_s)
+            sampled = _sample(self, recall, clip_s)
         except _NotInSpace:
             return None
         return asked if sampled == architecture else None

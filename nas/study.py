@@ -124,9 +124,12 @@ def importance(name: str, storage: str | None = None) -> dict[str, dict[str, flo
         }
 
 
-def ask(study: Study, seed: int) -> Trial:
-    """A new trial, alive from now on. The number of a process's first one seeds its sampler: no
-    other process has it, and a search by one process is the same each time."""
+def ask(study: Study, seed: int, choices: dict[str, Any] | None = None) -> Trial:
+    """A new trial, alive from now on, of these choices if given; the sampler makes the others. The
+    number of a process's first trial seeds its sampler: no other process has it, and a search by
+    one process is the same each time."""
+    if choices:
+        study.enqueue_trial(choices)
     with quiet():
         trial = study.ask()
     _beat(trial)

@@ -14,11 +14,12 @@ import nas
 
 PACKAGE = Path(nas.__file__).parent
 ORDER = """
-    errors arch target device record rungs estimates compliance shipped settings space published pareto
+    errors arch target device record rungs estimates compliance shipped settings space published
+    pareto
     cache artifacts audio clips layouts splits scenes dataset features
     blocks network trace ledger mcu cost augment train plain foreign calibrate slim quantize score
     measure
-    pipeline folds storage study workers progress engine figure page report classifier card bundle
+    pipeline folds warm storage study workers progress engine figure page report classifier card bundle
     api cli __init__ __main__
 """.split()
 OWNER = {

@@ -164,6 +164,26 @@ def test_more_trials_continue_the_study(workplace):
     assert len(texts) == len(set(texts))
 
 
+def test_a_search_begins_with_the_front_of_another_study(workplace):
+    front = [
+        r["architecture"] for r in json.loads(nas(workplace, "front", "tones", "--json").stdout)
+    ]
+    flags = ["--name", "second", "--from", "tones", "--trials", str(len(front)), "--workers", "1"]
+    for _ in range(2):  # the second time, nothing is begun again
+        assert nas(workplace, "search", "tones.toml", *flags).returncode == 0
+        rows = json.loads(nas(workplace, "front", "second", "--all", "--json").stdout)
+        assert [row["architecture"] for row in rows] == front
+        assert {row["state"] for row in rows} == {"complete"}
+
+
+def test_a_front_outside_the_space_cannot_be_begun_with(workplace, monkeypatch, capsys):
+    in_folder(workplace, monkeypatch)
+    flags = ["--name", "third", "--from", "tones", "--space", "small"]
+    assert main(["search", "tones.toml", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "--from tones: none of the" in error and "search space 'small'" in error
+
+
 @pytest.mark.parametrize(
     "flag, value, said",
     [
