@@ -7,6 +7,7 @@ join the study by name: each sees what all have finished and are running.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import msgspec
@@ -67,6 +69,8 @@ MOST_FAILED_IN_A_ROW = 5
 IDLE_S = 0.5  # between two looks at what other processes do, while they run the last trials
 MOST_SLOW_IN_A_ROW = 40
 MOST_FRONTS_TIMED = 3
+# After the minutes of a search, what still runs may end for so long.
+OVERTIME_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class _Run:
 
     def over(self) -> bool:
         """Whether the search has ended for this process, but for what it runs."""
-        if self.limits.minutes and self._minutes() >= self.limits.minutes:
+        if self._too_late():
             return True
         if self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
             return True
@@ -193,6 +197,8 @@ class _Run:
                         self._take(worker, pool)
                 self._look()
                 self.progress.standing(self._standing())
+                if self._seconds_to_go() < -OVERTIME_S:
+                    break
         finally:
             for worker in pools.ready(pool, timeout_s=0.0):
                 self._record_answer(worker)
@@ -353,8 +359,17 @@ class _Run:
     def _finished(self) -> list[TrialResult]:
         return [r for r in self.results.values() if r.state in ("complete", "stopped")]
 
-    def _minutes(self) -> float:
-        return (time.monotonic() - self.start) / 60
+    def _too_late(self) -> bool:
+        """Whether a trial that is started now would usually end too late."""
+        seconds = [r.seconds for r in self.results.values() if r.state == "complete"]
+        usual = median(seconds) if seconds else 0.0
+        return self._seconds_to_go() <= max(0.0, usual - OVERTIME_S)
+
+    def _seconds_to_go(self) -> float:
+        """Until the search is to end, below 0 afterwards; endless without --minutes."""
+        if self.limits.minutes is None:
+            return math.inf
+        return 60 * self.limits.minutes - (time.monotonic() - self.start)
 
     def _standing(self) -> Standing:
         finished, left = self._finished(), self.left()
@@ -371,7 +386,7 @@ class _Run:
 
     def _seconds_left(self, left: int | None) -> float | None:
         seconds = [r.seconds for r in self.results.values() if r.state == "complete"]
-        by_time = 60 * (self.limits.minutes - self._minutes()) if self.limits.minutes else None
+        by_time = self._seconds_to_go() if self.limits.minutes else None
         if left is None or not seconds or not self.running:
             return None if by_time is None else max(0.0, by_time)
         to_do = left + len(self.running) / 2

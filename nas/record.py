@@ -87,10 +87,10 @@ class Cost(msgspec.Struct, frozen=True):
 class Latency(msgspec.Struct, frozen=True, omit_defaults=True):
     """Time of one inference on one device, one clip.
 
-    `latency_ms` is the minimum over interleaved bursts, of CPU time where it runs on one thread; `reference_ratio` is that minimum over
-    the minimum of a fixed reference network timed in the same window; `float_latency_ms` is the
-    minimum of the same network in float32, if that was timed beside it. `facts` are those that the
-    device told: CPU, clock, governor, temperature, versions.
+    `latency_ms` is the minimum over interleaved bursts, of CPU time where it runs on one thread;
+    `reference_ratio` is that minimum over the minimum of a fixed reference network timed in the
+    same window; `float_latency_ms` is the minimum of the same network in float32, if that was timed
+    beside it. `facts` are those that the device told: CPU, clock, governor, temperature, versions.
     """
 
     latency_ms: float

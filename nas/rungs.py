@@ -15,7 +15,7 @@ from nas.target import SizeKind
 
 SHARES = (0.25, 0.5)
 SIMILAR = 1.1
-FEWEST_PEERS = 4
+FEWEST_PEERS = 8
 KEPT = 0.5
 
 Rungs = Sequence[tuple[int, float]]

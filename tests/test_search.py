@@ -184,6 +184,21 @@ def test_a_front_outside_the_space_cannot_be_begun_with(workplace, monkeypatch, 
     assert "--from tones: none of the" in error and "search space 'small'" in error
 
 
+@pytest.mark.slow
+def test_a_search_ends_within_a_minute_of_its_time_though_a_trial_would_take_hours(
+    workplace, tmp_path
+):
+    study = copy_of(workplace, tmp_path) / "tones.toml"
+    study.write_text(STUDY.replace("epochs = 3", "epochs = 100000"))
+    start = time.monotonic()
+    done = nas(tmp_path, "search", "tones.toml", "--trials", "100", "--minutes", "0.1")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 60 + 6
+    rows = json.loads(nas(tmp_path, "front", "tones", "--all", "--json").stdout)
+    cut = [row for row in rows if row["state"] == "failed"]
+    assert len(cut) == 2 and all(row["reason"] == "the search was ended" for row in cut)
+
+
 @pytest.mark.parametrize(
     "flag, value, said",
     [
