@@ -191,23 +191,29 @@ class Head:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Number format of the artefact; `keep_float` names the parts that int8 leaves in float."""
+    """Number format of the artefact; `keep_float` names the parts that int8 leaves in float, and
+    `qat` of 1 asks for fine-tuning under int8's rounding (quantisation-aware training)."""
 
     scheme: str = "float32"
     weights: str = "channel"
     keep_float: str = "none"
+    qat: int = 0
 
     def __post_init__(self) -> None:
         _one_of("quantisation", self.scheme, SCHEMES)
         _one_of("int8 weights", self.weights, ("channel", "tensor"))
         _one_of("parts kept in float", self.keep_float, ("none", "stem", "head", "both"))
-        if self.scheme != "int8" and (self.weights, self.keep_float) != ("channel", "none"):
-            raise UserError(f"only int8 takes weights and parts kept in float, not {self.scheme}")
+        _within("fine-tuning (qat)", self.qat, 0, 1)
+        choices = self.weights, self.keep_float, self.qat
+        if self.scheme != "int8" and choices != ("channel", "none", 0):
+            raise UserError(
+                f"only int8 takes weights, parts kept in float and fine-tuning, not {self.scheme}"
+            )
 
     def __str__(self) -> str:
         if self.scheme != "int8":
             return self.scheme
-        return f"int8_{self.weights}_{self.keep_float}"
+        return f"int8_{self.weights}_{self.keep_float}" + "_qat" * self.qat
 
 
 @dataclass(frozen=True)
@@ -356,9 +362,14 @@ def _parse_head(text: str) -> Head:
 def parse_quantization(text: str) -> Quantization:
     """The number format that prints as `text`; raises UserError."""
     scheme, *rest = text.split("_")
-    if len(rest) != (2 if scheme == "int8" else 0):
-        raise UserError("expected float32, float16 or int8_WEIGHTS_FLOATPARTS (int8_channel_none)")
-    return Quantization(scheme, *rest)
+    qat = rest[2:] == ["qat"]
+    if len(rest) - qat != (2 if scheme == "int8" else 0):
+        raise UserError(
+            "expected float32, float16 or int8_WEIGHTS_FLOATPARTS (int8_channel_none), the last "
+            "with or without _qat"
+        )
+    weights, keep_float = rest[:2] if rest else ("channel", "none")
+    return Quantization(scheme, weights, keep_float, int(qat))
 
 
 def _read(tokens: list[str], keys: tuple[_Key, ...]) -> dict[str, Any]:

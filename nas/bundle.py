@@ -25,7 +25,7 @@ from nas.cost import estimate
 from nas.errors import UserError
 from nas.features import FLOOR, Features, compute, waveforms
 from nas.measure import latencies_if_there, logits
-from nas.pipeline import Artifact, Job, artifact_of, score_of, trained
+from nas.pipeline import Artifact, Job, score_of, shipped, trained
 from nas.record import KB, Score, StudyRecord, TrialResult
 
 SUMS = "SHA256SUMS"
@@ -34,6 +34,8 @@ PREDICT = Path(__file__).parent / "assets" / "bundle" / "predict.py"
 RUNTIME = ("numpy", "onnxruntime", "soundfile")
 COMPARED_CLIPS = 200
 LEAST_EPOCHS, TIMES_PROXY = 60, 4
+# int8 that costs more of the validation accuracy than this is tried again with fine-tuning.
+MOST_LOST_UNTUNED = 0.01
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -97,9 +99,7 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
     architecture, dataset = parse(result.architecture), job.dataset
     seed = record.inputs.seed_of(result.trial)
     features = compute(dataset, architecture.front_end)
-    made = (
-        _retrained(architecture, job, features, seed) if retrain else Artifact(_own(result), None)
-    )
+    made = _retrained(architecture, job, features, seed) if retrain else _own(result)
     artifact = made.content
     _refuse_outgrown(artifact, result, record)
     scale = features.mean, features.std
@@ -116,6 +116,7 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
         recipe=job.proxy,
         retrained=retrain,
         artifact=artifact,
+        fine_tuned=made.fine_tuned,
         classifier=classifier(artifact, architecture, *scale, dataset.classes),
         cost=estimate(architecture, len(dataset.classes), job.target),
         latency=latency,
@@ -128,13 +129,13 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
 
 
 def _retrained(architecture: Architecture, job: Job, features: Features, seed: int) -> Artifact:
-    training = features.split("train")
-    return artifact_of(trained(architecture, job, training, seed), architecture, training, seed)
+    network = trained(architecture, job, features.split("train"), seed)
+    return shipped(network, architecture, features, job.dataset, seed, MOST_LOST_UNTUNED)
 
 
-def _own(result: TrialResult) -> bytes:
+def _own(result: TrialResult) -> Artifact:
     try:
-        return fetch(result.artifact or "")
+        return Artifact(fetch(result.artifact or ""), None, result.fine_tuned)
     except OSError as error:
         raise UserError(
             f"the artefact of trial {result.trial} cannot be read ({result.artifact}: "

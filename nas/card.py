@@ -44,6 +44,7 @@ class Network:
     recipe: Proxy
     retrained: bool
     artifact: bytes
+    fine_tuned: bool
     classifier: bytes
     cost: Cost
     latency: Latency | None
@@ -141,6 +142,7 @@ def _groups(network: Network) -> str:
 
 def _cost(network: Network, record: StudyRecord) -> str:
     cost, latency = network.cost, network.latency
+    tuned = ", fine-tuned under int8's rounding" if network.fine_tuned else ""
     in_float = [latency.float_latency_ms] if latency and latency.float_latency_ms else []
     rows = [
         ["model.onnx (features to logits)", f"{kb_text(len(network.artifact))} KB, measured"],
@@ -152,7 +154,7 @@ def _cost(network: Network, record: StudyRecord) -> str:
         *[["the same network in float32", f"{ms:.3g} ms, timed beside it"] for ms in in_float],
         ["latency of classifier.onnx", _ms(network.end_to_end)],
         ["energy of one inference", _energy(cost)],
-        ["number format", str(network.architecture.quantization)],
+        ["number format", f"{network.architecture.quantization}{tuned}"],
         ["budget of the search", f"{kb_text(record.inputs.budget.size_bytes)} KB"],
     ]
     return (

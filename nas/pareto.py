@@ -257,6 +257,7 @@ def row(result: TrialResult, kind: SizeKind) -> dict[str, Any]:
         "accuracy_high": score.accuracy_high if score else None,
         "float_accuracy": result.float_accuracy,
         "logit_error": result.logit_error,
+        "fine_tuned": result.fine_tuned,
         "size_kb": None if size is None else size / KB,
         "size_kind": kind,
         "file_bytes": result.file_bytes,

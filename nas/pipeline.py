@@ -3,6 +3,7 @@ functions. Every figure is taken from the bytes that would ship."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from nas.cost import estimate
 from nas.dataset import Dataset
 from nas.errors import UserError
 from nas.features import Features, SplitFeatures, compute, front_end_ms
+from nas.finetune import fine_tuned
 from nas.measure import QUICK, THOROUGH, latencies_if_there, logits
 from nas.network import build, to_onnx
 from nas.pareto import quantization
@@ -79,12 +81,13 @@ def evaluate_architecture(
         reason = "weak for its size after {} epochs ({:.1%})".format(*rungs[-1])
         result = replace(result, state="stopped", reason=reason)
     else:
-        artifact = artifact_of(network, architecture, training, seed)
+        artifact = shipped(network, architecture, features, job.dataset, seed)
         keep(f"{stem}.safetensors", save(weights(network)))
         keep(f"{stem}.onnx", artifact.content)
         result = replace(
             result,
             file_bytes=len(artifact.content),
+            fine_tuned=artifact.fine_tuned,
             front_end_ms=front_end_ms(architecture.front_end),
             artifact=f"{stem}.onnx",
         )
@@ -133,11 +136,9 @@ def measured(
         result = replace(result, logit_error=float(error))
         score = score_of(outputs, validation, job.dataset)
         refuse_broken(score, on_float)
-        (latency,), away = latencies_if_there(
-            [artifact.content], job.target, QUICK, artifact.parent
-        )
     except UserError as trouble:
         return replace(result, state="failed", reason=f"{quantization(result)} broke it: {trouble}")
+    (latency,), away = latencies_if_there([artifact.content], job.target, QUICK, artifact.parent)
     return replace(result, score=score, latency=latency, reason=away)
 
 
@@ -201,6 +202,49 @@ class Artifact:
 
     content: bytes
     parent: bytes | None
+    fine_tuned: bool = False
+
+
+def shipped(
+    network: nn.Module,
+    architecture: Architecture,
+    features: Features,
+    dataset: Dataset,
+    seed: int,
+    tolerance: float = math.inf,
+) -> Artifact:
+    """The trained network's artefact.
+
+    If the architecture asks for fine-tuning, or int8 cost more than `tolerance` of the validation
+    accuracy, the network is fine-tuned under int8's rounding and the better of both artefacts on
+    validation is taken: the more accurate one, of equals that of less loss.
+    """
+    training, validation = features.split("train"), features.split("validation")
+    plain = artifact_of(network, architecture, training, seed)
+    if architecture.quantization.scheme != "int8":
+        return plain
+    if not architecture.quantization.qat:
+        if tolerance == math.inf:
+            return plain
+        outputs = predict(network, tensor(validation))
+        wanted = score_of(outputs, validation, dataset).accuracy - tolerance
+        if _quality(plain, validation, dataset)[0] >= wanted:
+            return plain
+    student = fine_tuned(network, architecture.quantization, tensor(training), seed)
+    tuned = artifact_of(student, architecture, training, seed)
+    better = _quality(tuned, validation, dataset) > _quality(plain, validation, dataset)
+    return Artifact(tuned.content, plain.parent, fine_tuned=True) if better else plain
+
+
+def _quality(
+    artifact: Artifact, validation: SplitFeatures, dataset: Dataset
+) -> tuple[float, float]:
+    """(accuracy, minus the log loss), to compare by; below all others if it cannot run."""
+    try:
+        found = score_of(logits(artifact.content, validation.features), validation, dataset)
+    except UserError:
+        return -1.0, 0.0
+    return found.accuracy, -found.log_loss
 
 
 def artifact_of(

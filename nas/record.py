@@ -125,7 +125,8 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `front_end_ms` is the time of the features of one clip, by torch on this machine; `latency`
     is the network's alone. `logit_error` is the root mean square difference of the artefact's
-    logits from the float network's on the validation clips, as a share of the latter's spread.
+    logits from the float network's on the validation clips, as a share of the latter's spread;
+    `fine_tuned` whether it is of the network fine-tuned under int8's rounding.
     """
 
     architecture: str
@@ -135,6 +136,7 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
     score: Score | None = None
     float_accuracy: float | None = None
     logit_error: float | None = None
+    fine_tuned: bool = False
     file_bytes: int | None = None
     latency: Latency | None = None
     front_end_ms: float | None = None

@@ -74,11 +74,13 @@ class HeadChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QuantizationChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Lists of choices of the number format; `weights` and `keep_float` are int8's."""
+    """Lists of choices of the number format; all but `scheme` are int8's. `qat` of 1 fine-tunes
+    the trained network under int8's rounding."""
 
     scheme: tuple[str, ...] = ("int8",)
     weights: tuple[str, ...] = ("channel",)
     keep_float: tuple[str, ...] = ("none",)
+    qat: tuple[int, ...] = (0,)
 
 
 class TrainingChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -262,8 +264,8 @@ def _check_rest(head: HeadChoices, quantization: QuantizationChoices) -> None:
             Head(kind, channels, dropout)
     for scheme in quantization.scheme:
         Quantization(scheme)
-    for weights, part in itertools.product(quantization.weights, quantization.keep_float):
-        Quantization("int8", weights, part)
+    for int8 in itertools.product(*_int8_choices(quantization)):
+        Quantization("int8", *int8)
 
 
 def _check_training(training: TrainingChoices) -> None:
@@ -388,8 +390,12 @@ def _quantization(choose: Choose, choices: QuantizationChoices) -> Quantization:
     scheme = choose("scheme", choices.scheme)
     if scheme != "int8":
         return Quantization(scheme)
-    weights = choose("weights", choices.weights)
-    return Quantization(scheme, weights, choose("keep_float", choices.keep_float))
+    weights, part = choose("weights", choices.weights), choose("keep_float", choices.keep_float)
+    return Quantization(scheme, weights, part, choose("qat", choices.qat))
+
+
+def _int8_choices(choices: QuantizationChoices) -> tuple[Sequence[Any], ...]:
+    return choices.weights, choices.keep_float, choices.qat
 
 
 def _wanted(architecture: Architecture, front: int) -> dict[str, Any]:
@@ -416,7 +422,7 @@ def _head_count(choices: HeadChoices) -> int:
 
 
 def _quantization_count(choices: QuantizationChoices) -> int:
-    int8 = len(choices.weights) * len(choices.keep_float)
+    int8 = math.prod(map(len, _int8_choices(choices)))
     return sum(int8 if scheme == "int8" else 1 for scheme in choices.scheme)
 
 

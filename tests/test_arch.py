@@ -19,11 +19,12 @@ GOOD = (
 )
 
 
-def test_a_string_reads_back_as_itself():
-    assert str(parse(GOOD)) == GOOD
-    relative = GOOD.replace("logmel", "relmel")
+@pytest.mark.parametrize("text", [GOOD, f"{GOOD}_qat"])
+def test_a_string_reads_back_as_itself(text):
+    assert str(parse(text)) == text
+    relative = text.replace("logmel", "relmel")
     assert str(parse(relative)) == relative
-    assert (parse(GOOD).front_end.level, parse(relative).front_end.level) == (0, 1)
+    assert (parse(text).front_end.level, parse(relative).front_end.level) == (0, 1)
 
 
 @pytest.mark.parametrize("name", sorted(published()))
@@ -60,6 +61,9 @@ def test_every_sampled_architecture_reads_back_as_itself(name):
         ("int8_channel_stem", "int4", 6, "unknown quantisation 'int4'"),
         ("int8_channel_stem", "int8", 6, "int8_WEIGHTS_FLOATPARTS"),
         ("int8_channel_stem", "float16_channel_none", 6, "expected float32, float16 or"),
+        ("int8_channel_stem", "float16_qat", 6, "expected float32, float16 or"),
+        ("int8_channel_stem", "int8_channel_stem_none", 6, "with or without _qat"),
+        ("int8_channel_stem", "int8_channel_qat", 6, "unknown parts kept in float 'qat'"),
     ],
 )
 def test_an_error_points_at_the_part_and_says_what_is_wrong(old, new, part, said):

@@ -17,8 +17,8 @@ ORDER = """
     errors arch target device record rungs estimates compliance shipped settings space published
     pareto
     cache artifacts audio clips layouts splits scenes dataset features
-    blocks network trace ledger mcu cost augment train plain foreign calibrate slim quantize score
-    measure
+    blocks network trace ledger mcu cost augment train finetune plain foreign calibrate slim
+    quantize score measure
     pipeline folds warm storage study workers progress engine figure page report classifier card
     bundle
     api cli __init__ __main__

@@ -66,6 +66,14 @@ def test_the_file_of_every_block_kind_is_predicted(block, scheme):
     assert_predicted(parse(example(block, scheme=scheme)))
 
 
+@pytest.mark.parametrize("parts", ["none", "stem", "head", "both"])
+@pytest.mark.parametrize("weights", ["channel", "tensor"])
+def test_the_file_of_every_int8_format_is_predicted(weights, parts):
+    assert_predicted(
+        parse(example("ir_n2_k3x3_s2x2_e3_c24_relu6_q4_p0", scheme=f"int8_{weights}_{parts}"))
+    )
+
+
 @pytest.mark.parametrize("head", ["gap_c16_p0", "map_c0_p0", "bc_c24_p10"])
 def test_the_file_of_every_head_is_predicted(head):
     assert_predicted(parse(example(BLOCKS[0], head, "int8_channel_none")))

@@ -62,6 +62,7 @@ channels = [0, 16]
 scheme = ["float32", "int8"]
 weights = ["channel", "tensor"]
 keep_float = ["none", "stem"]
+qat = [0, 1]
 """
 
 
