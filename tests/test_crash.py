@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -133,25 +134,36 @@ def test_twenty_kills_lose_no_finished_trial_and_leave_no_torn_file(tones: Path,
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 900 KB."""
+    """A disk of 16 MB of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("needs root (to mount a small disk)")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def remount(disk: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+def fill(disk: Path) -> Path:
+    """A file that leaves 64 KB of the disk."""
+    free_bytes = shutil.disk_usage(disk).free
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(free_bytes - 64 * 1024))
+    return ballast
 
 
-def search(folder: Path, *flags: str) -> tuple[int, list[str]]:
+def search(disk: Path, trials: int) -> tuple[int, list[str]]:
     """Exit code, and what was said but for the progress."""
-    (folder.parent / "log").unlink(missing_ok=True)
-    code = start_search(folder, *flags, log=folder.parent / "log").wait(timeout=150)
-    said = (folder.parent / "log").read_text().splitlines()
+    log = disk.parent / "log"
+    log.unlink(missing_ok=True)
+    process = start_search(disk, "--trials", str(trials), log=log)
+    try:
+        code = process.wait(timeout=150)
+    finally:
+        kill(process)
+    said = log.read_text().splitlines()
     return code, [line for line in said if not line.startswith("trial ") and " done" not in line]
 
 
@@ -159,17 +171,19 @@ def test_a_full_and_a_read_only_disk_end_in_one_sentence_and_the_study_opens_aga
     tones: Path, disk: Path
 ):
     working_folder(disk, tones, QUICK_STUDY)
-    code, said = search(disk, "--trials", "1000")
-    assert code == 2 and len(said) == 1, said
-    assert said[0].startswith("nas: ") and "full" in said[0] or "space" in said[0]
+    assert search(disk, 1)[0] == 0
     before = stored(disk, "COMPLETE")
-    assert before
-    remount(disk, "size=64m,ro")
-    code, said = search(disk, "--trials", "1000")
+    ballast = fill(disk)
+    code, said = search(disk, 1000)
+    assert code == 2 and len(said) == 1, said
+    assert said[0].startswith("nas: ") and ("full" in said[0] or "space" in said[0])
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    code, said = search(disk, 1000)
     assert code == 2 and len(said) == 1 and "read" in said[0], said
-    remount(disk, "rw")
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    ballast.unlink()
     wanted = len(complete(rows(disk))) + 1
-    code, said = search(disk, "--trials", str(wanted))
+    code, said = search(disk, wanted)
     assert code == 0, said
     assert before.items() <= stored(disk, "COMPLETE").items()
     assert len(complete(rows(disk))) == wanted
