@@ -202,8 +202,8 @@ def _same_data(record: StudyRecord, data: str) -> Dataset:
 
 
 def _visit(target: TargetProfile, budget: Budget) -> None:
-    """A device that cannot be measured is told before the search, not trial by trial."""
-    if target.remote and target.remote.ssh:
+    """What cannot be measured on is told before the search, not trial by trial."""
+    if (target.remote and target.remote.ssh) or target.provider != "CPUExecutionProvider":
         latencies([], target, QUICK)
     elif target.remote and budget.latency_ms:
         raise UserError(

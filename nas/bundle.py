@@ -26,7 +26,7 @@ from nas.errors import UserError
 from nas.features import FLOOR, Features, compute, waveforms
 from nas.measure import latencies_if_there, logits
 from nas.pipeline import Artifact, Job, score_of, shipped, trained
-from nas.record import KB, Score, StudyRecord, TrialResult
+from nas.record import KB, LatencyKind, Score, StudyRecord, TrialResult
 
 SUMS = "SHA256SUMS"
 MARKS = {"architecture.txt", "classifier.onnx", "frontend.json", "model.onnx", "predict.py"}
@@ -53,6 +53,7 @@ class Exported(msgspec.Struct, frozen=True):
     test_accuracy_high: float | None
     file_bytes: int
     latency_ms: float | None
+    latency_kind: LatencyKind
 
 
 def export(
@@ -90,6 +91,7 @@ def export(
         test_accuracy_high=test.accuracy_high if test else None,
         file_bytes=len(network.artifact),
         latency_ms=network.latency.latency_ms if network.latency else None,
+        latency_kind=network.latency.latency_kind if network.latency else "none",
     )
 
 

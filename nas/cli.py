@@ -234,7 +234,8 @@ def _print_exported(exported: Any) -> None:
 
     print(f"{exported.out}: {', '.join(exported.files)}")
     ms = "no latency" if exported.latency_ms is None else f"{exported.latency_ms:.2f} ms"
-    print(f"{exported.file_bytes / KB:.1f} KB, {ms}")
+    how = ", estimated" if exported.latency_kind == "estimated" else ""
+    print(f"{exported.file_bytes / KB:.1f} KB, {ms}{how}")
     print(f"accuracy on validation {exported.validation_accuracy:.1%}", end="")
     if exported.test_accuracy is None:
         print("; the data have no test split")

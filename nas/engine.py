@@ -425,7 +425,7 @@ def _ms(latency: Latency | None) -> str:
         return "no latency"
     in_float, ms = latency.float_latency_ms, latency.latency_ms
     slower = f" (float32: {in_float:.2f})" if in_float and in_float < ms else ""
-    return f"{ms:.2f} ms{slower}"
+    return f"{ms:.2f} ms{slower}{', estimated' * (latency.latency_kind == 'estimated')}"
 
 
 def _best(results: Sequence[TrialResult], inputs: StudyInputs) -> str:

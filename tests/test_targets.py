@@ -16,7 +16,7 @@ from nas.measure import reference_network
 from nas.published import published
 from nas.record import Budget, Cost, Proxy, StudyInputs
 from nas.settings import Settings, budget_of
-from nas.shipped import load_target, names
+from nas.shipped import load_target, names, read
 from nas.study import load_study
 
 DCASE = ["dcase2020-1b", "dcase2021", "dcase2022", "dcase2023", "dcase2024", "dcase2025"]
@@ -163,6 +163,18 @@ def test_a_search_for_a_microcontroller_refuses_what_does_not_fit_and_estimates_
     assert main(["report", "board", "--battery-mwh", "500"]) == 0
     page = (tmp_path / "studies/board/report.html").read_text()
     assert "a battery of 500 mWh lasts" in page and "there, estimated" in page
+
+
+def test_a_provider_that_onnx_runtime_lacks_is_told_before_the_search(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_tones(tmp_path / "tones", clips_per_class=4)
+    text = read("targets", "host")[1].replace("CPUExecution", "TPUExecution")
+    (tmp_path / "tpu.toml").write_text(text)
+    assert main(["search", "--data", "tones", "--target", "tpu.toml", "--trials", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "TPUExecutionProvider" in said and "CPUExecutionProvider" in said
 
 
 def test_every_rule_set_is_listed():
