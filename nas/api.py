@@ -19,7 +19,7 @@ from nas.engine import Limits, run_search
 from nas.errors import UserError
 from nas.measure import QUICK, latencies
 from nas.pareto import front as pareto_front
-from nas.pipeline import Job, evaluate_architecture
+from nas.pipeline import MOST_LOST_UNTUNED, Job, evaluate_architecture
 from nas.progress import Progress, progress
 from nas.published import architecture_named
 from nas.record import KB, Budget, Evaluated, Proxy, StudyInputs, StudyRecord, TrialResult
@@ -120,7 +120,9 @@ def evaluate(
     stem = EVALUATED / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     with told("evaluated"):
         stem.parent.mkdir(parents=True, exist_ok=True)
-        result = evaluate_architecture(found, job, seed, os.fspath(stem))
+        result = evaluate_architecture(
+            found, job, seed, os.fspath(stem), tolerance=MOST_LOST_UNTUNED
+        )
         made = Evaluated(
             architecture, job.dataset.fingerprint, job.target.name, proxy.epochs, result
         )
@@ -150,14 +152,21 @@ def export(
     out: str | None = None,
     epochs: int | None = None,
     retrain: bool = True,
+    cross_validate: bool = False,
     data: str | None = None,
     storage: str | None = None,
 ) -> Any:
     """Retrains one trial's network in full, tests it once and writes a folder to deploy.
 
     `trial` chooses it; else the most accurate within `max_kb` (default: within the budget).
-    `data` says where the recordings lie now, if they have moved.
+    `cross_validate` also trains it anew for every fold, for the figure that the literature
+    reports. `data` says where the recordings lie now, if they have moved.
     """
+    if cross_validate and not retrain:
+        raise UserError(
+            "--cross-validate trains the network anew for every fold, which does not go with "
+            "--no-retrain: leave out one of them"
+        )
     if epochs is not None:
         _at_least_one(epochs)
     record = load_study(name, storage)
@@ -167,7 +176,15 @@ def export(
     folder = Path(out or f"{name}-trial{chosen.trial}")
     from nas.bundle import export as write_bundle
 
-    return write_bundle(record, chosen, job, folder, epochs=epochs, retrain=retrain)
+    return write_bundle(
+        record,
+        chosen,
+        job,
+        folder,
+        epochs=epochs,
+        retrain=retrain,
+        cross_validate=cross_validate,
+    )
 
 
 def _chosen(record: StudyRecord, trial: int | None, max_kb: float | None) -> TrialResult:

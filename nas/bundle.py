@@ -23,9 +23,10 @@ from nas.card import Agreement, Network, card, confusion_svg
 from nas.classifier import classifier
 from nas.cost import estimate
 from nas.errors import UserError
-from nas.features import FLOOR, Features, compute, waveforms
+from nas.features import FLOOR, compute, waveforms
+from nas.folds import cross_validated, refuse_unfolded
 from nas.measure import latencies_if_there, logits
-from nas.pipeline import Artifact, Job, score_of, shipped, trained
+from nas.pipeline import Artifact, Job, retrained, score_of
 from nas.record import KB, LatencyKind, Score, StudyRecord, TrialResult
 
 SUMS = "SHA256SUMS"
@@ -34,13 +35,12 @@ PREDICT = Path(__file__).parent / "assets" / "bundle" / "predict.py"
 RUNTIME = ("numpy", "onnxruntime", "soundfile")
 COMPARED_CLIPS = 200
 LEAST_EPOCHS, TIMES_PROXY = 60, 4
-# int8 that costs more of the validation accuracy than this is tried again with fine-tuning.
-MOST_LOST_UNTUNED = 0.01
 
 
 class Exported(msgspec.Struct, frozen=True):
     """What `export` made. `promised_accuracy` is the trial's validation accuracy; the test figures
-    are None if the data set has no test split, the latency if the device was away."""
+    are None if the data set has no test split, the latency if the device was away, and the figures
+    over all folds unless they were asked for."""
 
     out: str
     files: list[str]
@@ -54,6 +54,9 @@ class Exported(msgspec.Struct, frozen=True):
     file_bytes: int
     latency_ms: float | None
     latency_kind: LatencyKind
+    folds_accuracy: float | None = None
+    folds_accuracy_low: float | None = None
+    folds_accuracy_high: float | None = None
 
 
 def export(
@@ -64,21 +67,29 @@ def export(
     *,
     epochs: int | None = None,
     retrain: bool = True,
+    cross_validate: bool = False,
 ) -> Exported:
     """Retrains the trial's network in full, tests it once and writes the bundle to `out`.
 
     `epochs` of the full training: by default four times the proxy's, at least 60. Without
-    `retrain` the trial's own artefact ships. Raises UserError if `out` holds anything but an
-    earlier export, if it cannot be written, or if the network outgrew the study's budget.
+    `retrain` the trial's own artefact ships. With `cross_validate` the network is also trained
+    anew for every fold and scored over all of them. Raises UserError if `out` holds anything but
+    an earlier export, if it cannot be written, if the network outgrew the study's budget, or if
+    there are no folds to validate across.
     """
     out = out.expanduser().resolve()
     _refuse_foreign(out)
+    if cross_validate:
+        refuse_unfolded(job.dataset)
     epochs = epochs or max(LEAST_EPOCHS, TIMES_PROXY * job.proxy.epochs)
     job = replace(job, proxy=msgspec.structs.replace(job.proxy, epochs=epochs)) if retrain else job
     network = _network(record, result, job, retrain)
+    if cross_validate:
+        found = cross_validated(network.architecture, job, network.seed)
+        network = replace(network, folds=found)
     files = _files(network, record, job)
     _write(out, files)
-    test = network.test
+    test, folds = network.test, network.folds.pooled if network.folds else None
     return Exported(
         out=str(out),
         files=sorted([*files, SUMS]),
@@ -92,6 +103,9 @@ def export(
         file_bytes=len(network.artifact),
         latency_ms=network.latency.latency_ms if network.latency else None,
         latency_kind=network.latency.latency_kind if network.latency else "none",
+        folds_accuracy=folds.accuracy if folds else None,
+        folds_accuracy_low=folds.accuracy_low if folds else None,
+        folds_accuracy_high=folds.accuracy_high if folds else None,
     )
 
 
@@ -101,7 +115,7 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
     architecture, dataset = parse(result.architecture), job.dataset
     seed = record.inputs.seed_of(result.trial)
     features = compute(dataset, architecture.front_end)
-    made = _retrained(architecture, job, features, seed) if retrain else _own(result)
+    made = retrained(architecture, job, features, seed) if retrain else _own(result)
     artifact = made.content
     _refuse_outgrown(artifact, result, record)
     scale = features.mean, features.std
@@ -128,11 +142,6 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
         test=_tested(artifact, architecture, job),
         agreement=_agreement(single, architecture, job, outputs, validation.recordings),
     )
-
-
-def _retrained(architecture: Architecture, job: Job, features: Features, seed: int) -> Artifact:
-    network = trained(architecture, job, features.split("train"), seed)
-    return shipped(network, architecture, features, job.dataset, seed, MOST_LOST_UNTUNED)
 
 
 def _own(result: TrialResult) -> Artifact:

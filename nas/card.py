@@ -17,6 +17,7 @@ from nas import __version__
 from nas.arch import Architecture
 from nas.compliance import in_rows, sheet
 from nas.dataset import Dataset
+from nas.folds import CrossValidation
 from nas.pareto import kb_text, percent
 from nas.record import Cost, Latency, Proxy, Score, StudyRecord
 from nas.splits import SPLITS
@@ -53,6 +54,7 @@ class Network:
     validation: Score
     test: Score | None
     agreement: Agreement
+    folds: CrossValidation | None = None
 
 
 def card(network: Network, record: StudyRecord, dataset: Dataset) -> str:
@@ -67,8 +69,9 @@ def card(network: Network, record: StudyRecord, dataset: Dataset) -> str:
         data=_data(dataset, record),
         window=f"{front_end.clip_s:g} s",
         rate_hz=f"{front_end.sample_rate_hz:,}",
+        rate=front_end.sample_rate_hz,
         samples=front_end.samples,
-        accuracy=_accuracy(network),
+        accuracy=_accuracy(network, dataset),
         per_class=_per_class(network),
         groups=_groups(network),
         judged="test" if network.test else "validation",
@@ -111,14 +114,27 @@ def _is_licence(name: str) -> bool:
     return name.upper().startswith(("LICENSE", "LICENCE", "COPYING"))
 
 
-def _accuracy(network: Network) -> str:
+def _accuracy(network: Network, dataset: Dataset) -> str:
+    folds = network.folds
     shown = [
         ("validation, after the short training of the search", network.promised),
         ("validation, as shipped", network.validation),
         ("**test, as shipped**", network.test),
+        ("all folds, each by a network trained on others", folds.pooled if folds else None),
     ]
     rows = [[name, _percent(s.accuracy), _interval(s)] for name, s in shown if s]
-    return _table(["recordings", "accuracy", "95 % interval"], rows)
+    told = _folds(folds, dataset) if folds else ""
+    return _table(["recordings", "accuracy", "95 % interval"], rows) + told
+
+
+def _folds(folds: CrossValidation, dataset: Dataset) -> str:
+    each = ", ".join(f"{name} {_percent(accuracy)}" for name, accuracy in folds.folds.items())
+    chosen = {clip.fold for clip in dataset.split("validation")}
+    return (
+        f"\n\nBy fold: {each}. The search chose the architecture with fold "
+        f"{', '.join(sorted(f or '' for f in chosen))} for validation, so that fold has been seen "
+        "by the choice; the network that ships is not one of these."
+    )
 
 
 def _per_class(network: Network) -> str:
@@ -219,6 +235,8 @@ def _limits(network: Network, dataset: Dataset) -> str:
 def _rebuild(network: Network, record: StudyRecord, dataset: Dataset) -> str:
     recipe, epochs = network.recipe, f"--epochs {network.recipe.epochs}"
     how = epochs if network.retrained else "--no-retrain"
+    if network.folds:
+        how += " --cross-validate"
     lines = [
         "With the study at hand:",
         "",

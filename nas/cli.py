@@ -204,6 +204,9 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder to write (default: NAME-trialN)")
     parser.add_argument("--epochs", type=int, help="epochs of the full training")
     parser.add_argument("--no-retrain", action="store_true", help="ship the trial's own artefact")
+    parser.add_argument(
+        "--cross-validate", action="store_true", help="also train it anew for every fold"
+    )
     parser.add_argument("--data", help="where the recordings are now, if they have moved")
     _json_flag(parser)
 
@@ -220,6 +223,7 @@ def _export(options: argparse.Namespace) -> None:
         out=options.out,
         epochs=options.epochs,
         retrain=not options.no_retrain,
+        cross_validate=options.cross_validate,
         data=options.data,
         storage=options.storage,
     )
@@ -242,6 +246,9 @@ def _print_exported(exported: Any) -> None:
     else:
         low, high = exported.test_accuracy_low, exported.test_accuracy_high
         print(f", on test {exported.test_accuracy:.1%} ({low:.1%} to {high:.1%})")
+    if exported.folds_accuracy is not None:
+        low, high = exported.folds_accuracy_low, exported.folds_accuracy_high
+        print(f"accuracy over all folds {exported.folds_accuracy:.1%} ({low:.1%} to {high:.1%})")
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -106,6 +106,13 @@ def load(
     )
 
 
+def on_fold(dataset: Dataset, fold: str) -> Dataset:
+    """The same recordings with this fold for test and the one before it for validation."""
+    whole = [replace(clip, split=None) for clip in dataset.clips]
+    clips, _ = with_splits(dataset.name, whole, {}, fold, None)
+    return replace(dataset, clips=clips, fingerprint=_fingerprint(clips, dataset.files))
+
+
 def _locate(path_or_name: str) -> Path:
     if path_or_name in BUILT_IN:
         return _built_in(path_or_name)

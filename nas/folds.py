@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas.arch import Architecture
+from nas.dataset import Dataset, on_fold
+from nas.errors import UserError
 from nas.features import SplitFeatures, compute
 from nas.measure import logits
-from nas.pipeline import Job, artifact_of, trained
+from nas.pipeline import Job, retrained, score_of
 from nas.record import Score
 from nas.score import score
+from nas.splits import SPLITS
 
 
 class Answers(NamedTuple):
@@ -25,11 +29,43 @@ class Answers(NamedTuple):
 
 def answers(architecture: Architecture, job: Job, seed: int = 0) -> Answers:
     """Those of the architecture's artefact, trained on the training split of the job's data."""
-    features = compute(job.dataset, architecture.front_end, splits=("train", "test"))
-    training, test = features.split("train"), features.split("test")
-    network = trained(architecture, job, training, seed)
-    artifact = artifact_of(network, architecture, training, seed)
+    features = compute(job.dataset, architecture.front_end, splits=SPLITS)
+    artifact, test = retrained(architecture, job, features, seed), features.split("test")
     return Answers(logits(artifact.content, test.features), test)
+
+
+class CrossValidation(NamedTuple):
+    """`pooled` is one score over the recordings of all tested folds, `folds` the accuracy on each
+    of them, by name."""
+
+    pooled: Score
+    folds: dict[str, float]
+
+
+def cross_validated(
+    architecture: Architecture, job: Job, seed: int, folds: Sequence[str] = ()
+) -> CrossValidation:
+    """Trains a network for each of these folds (default: all) and tests its file on it.
+
+    The fold before it is left for validation, the others are trained on. Raises UserError if the
+    data set has no folds.
+    """
+    refuse_unfolded(job.dataset)
+    found, accuracies = [], {}
+    for fold in folds or job.dataset.folds:
+        part = replace(job, dataset=on_fold(job.dataset, fold))
+        found.append(answers(architecture, part, seed))
+        accuracies[fold] = score_of(*found[-1], part.dataset).accuracy
+    return CrossValidation(pooled(found, job.dataset.classes), accuracies)
+
+
+def refuse_unfolded(dataset: Dataset) -> None:
+    """Raises UserError if the data set has no folds."""
+    if not dataset.folds:
+        raise UserError(
+            f"{dataset.name} has a fixed split and no folds to validate across; leave out "
+            "--cross-validate, or give its recordings folds or groups instead of splits"
+        )
 
 
 def pooled(folds: Sequence[Answers], classes: Sequence[str]) -> Score:

@@ -34,6 +34,8 @@ from nas.target import TargetProfile
 from nas.train import one_thread, predict, train
 
 MOST_LOST = 0.05
+# After a full training, int8 that costs more of the validation accuracy is tried with fine-tuning.
+MOST_LOST_UNTUNED = 0.01
 CLOSE = 1.1
 
 
@@ -53,12 +55,14 @@ def evaluate_architecture(
     seed: int,
     stem: str,
     bars: Mapping[int, float] = MappingProxyType({}),
+    tolerance: float = math.inf,
 ) -> TrialResult:
     """Trains a proxy of the architecture, quantises it and measures the artefact; infeasible,
     and not trained, if it is slower than the job allows.
 
     Writes `stem`.onnx (the artefact) and `stem`.safetensors (the trained float weights), each
-    whole or not at all; `stem` is a path or s3://bucket/key. Deterministic for one seed on one
+    whole or not at all; `stem` is a path or s3://bucket/key. `tolerance` is that of `shipped`.
+    Deterministic for one seed on one
     machine, but for the latency.
     A trial whose float network is below one of the `bars` (accuracy on the validation recordings,
     by number of finished epochs) is stopped there.
@@ -81,7 +85,7 @@ def evaluate_architecture(
         reason = "weak for its size after {} epochs ({:.1%})".format(*rungs[-1])
         result = replace(result, state="stopped", reason=reason)
     else:
-        artifact = shipped(network, architecture, features, job.dataset, seed)
+        artifact = shipped(network, architecture, features, job.dataset, seed, tolerance)
         keep(f"{stem}.safetensors", save(weights(network)))
         keep(f"{stem}.onnx", artifact.content)
         result = replace(
@@ -194,6 +198,12 @@ def untrained(architecture: Architecture, classes: int, seed: int) -> nn.Module:
     with one_thread():
         torch.manual_seed(seed)
         return build(architecture, classes)
+
+
+def retrained(architecture: Architecture, job: Job, features: Features, seed: int) -> Artifact:
+    """The file of a network trained in full by the job's recipe."""
+    network = trained(architecture, job, features.split("train"), seed)
+    return shipped(network, architecture, features, job.dataset, seed, MOST_LOST_UNTUNED)
 
 
 @dataclass(frozen=True)

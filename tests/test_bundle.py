@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 import soundfile
 import soxr
@@ -211,6 +212,29 @@ def test_without_a_test_split_there_are_no_test_figures_and_the_card_says_so(stu
     assert "no unbiased figure" in text and "**Made by a machine.**" in text
 
 
+def test_every_fold_is_tested_once_by_a_network_trained_on_others(study, tmp_path):
+    record, result, job = study
+    exported = export(record, result, job, tmp_path / "out", epochs=5, cross_validate=True)
+    text = (tmp_path / "out" / "README.md").read_text()
+    folds = dict(re.findall(r"\b([a-e]) ([\d.]+) %", text.split("By fold: ")[1]))
+    assert list(folds) == list(job.dataset.folds) == list("abcde")
+    # six recordings in each fold, classes balanced
+    assert exported.folds_accuracy == pytest.approx(
+        np.mean([float(share) for share in folds.values()]) / 100, abs=1e-3
+    )
+    assert float(folds["e"]) == pytest.approx(100 * exported.test_accuracy, abs=0.06)
+    assert exported.folds_accuracy_low <= exported.folds_accuracy <= exported.folds_accuracy_high
+    assert "--epochs 5 --cross-validate" in text
+
+
+def test_a_fixed_split_has_no_folds_to_validate_across(study, tmp_path):
+    record, result, job = study
+    fixed = replace(job, dataset=replace(job.dataset, folds=()))
+    with pytest.raises(UserError, match="no folds to validate across"):
+        export(record, result, fixed, tmp_path / "out", cross_validate=True)
+    assert not (tmp_path / "out").exists()
+
+
 # the folder
 
 
@@ -347,6 +371,21 @@ def test_predict_takes_folders_names_several_labels_and_answers_the_same_in_json
         assert line == f"{document['path']}: {named}"
         assert sum(t["probability"] for t in top) == pytest.approx(1, abs=1e-5)
         assert document["label"] == top[0]["label"]
+
+
+def test_predict_follows_a_stream_of_raw_samples(bundle, study, bare_python):
+    dataset = study[2].dataset
+    audio, _ = soundfile.read(dataset.root / "low-2.wav", dtype="float32")  # 1.3 s of clips of 0.5
+    command = [bare_python, "-I", bundle[1] / "predict.py", "--stream"]
+    done = subprocess.run(command, input=audio.astype("<f4").tobytes(), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = done.stdout.decode().splitlines()
+    assert [line.split(" s: ")[0] for line in lines] == ["0.50", "0.75", "1.00", "1.25"]
+    session = onnxruntime.InferenceSession(bundle[1] / "classifier.onnx")
+    window = audio[: RATE_HZ // 2][None]
+    (answers,) = session.run(["probabilities"], {"waveform": window})
+    label = list(TONES_HZ)[answers[0].argmax()]
+    assert lines[0] == f"0.50 s: {label} ({answers.max():.0%})".replace("%", " %")
 
 
 def test_predict_names_a_bad_file_and_goes_on(bundle, study, tmp_path):

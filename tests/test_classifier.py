@@ -12,10 +12,15 @@ import torch
 
 from nas.arch import parse
 from nas.classifier import classifier
-from nas.features import front_end
+from nas.dataset import load
+from nas.features import compute, front_end
+from nas.features import waveforms as waveforms_of
 from nas.measure import logits
 from nas.network import build, to_onnx
+from nas.pipeline import Job, artifact_of, trained
 from nas.quantize import quantize
+from nas.record import Proxy
+from nas.shipped import load_target
 
 LABELS = ["dog", "rain", "Straße"]
 FRONT_ENDS = [
@@ -26,6 +31,7 @@ FRONT_ENDS = [
     "relmel_r16000_t1_f1024_w640_h320_m40_d1_c1",
 ]
 SMALL = FRONT_ENDS[2]
+SCENE = "logmel_r16000_t2_f512_w512_h512_m32_d0_c1"
 STAGES = [
     "conv_n2_k3x3_s2x2_c8_relu6_q2_g1_p0",
     "ds_n2_k5x5_s2x2_c8_hswish_q0_g1_p0",
@@ -91,6 +97,25 @@ def test_every_head_and_number_format_runs_on_any_batch(head, numbers):
     together = run(model, audio)
     assert np.abs(together - expected).max() < 0.02  # a feature may fall into the next step
     assert (together.argmax(1) == expected.argmax(1)).all()
+
+
+@pytest.mark.parametrize("numbers, most_apart", [("float32", 1e-3), ("int8_channel_none", 1.0)])
+def test_on_test_clips_the_labels_are_those_of_features_and_artefact(numbers, most_apart):
+    scenes = load("synthetic-scenes")
+    architecture = parse(f"{SCENE}/{STEM}/{STAGES[1]}/gap_c0_p0/{numbers}")
+    made_of = compute(scenes, architecture.front_end, splits=("train", "test"))
+    training, test = made_of.split("train"), made_of.split("test")
+    job = Job(scenes, load_target("host"), Proxy(epochs=2))
+    artifact = artifact_of(trained(architecture, job, training, 0), architecture, training, 0)
+    powers = np.exp(logits(artifact.content, test.features).astype(np.float64))
+    expected = powers / powers.sum(1, keepdims=True)
+    scale = made_of.mean, made_of.std
+    model = classifier(artifact.content, architecture, *scale, scenes.classes)
+    clips = scenes.split("test")
+    given = run(model, waveforms_of(scenes, clips, architecture.front_end.sample_rate_hz, 2.0))
+    assert len(given) == len(expected) >= 200 and len(set(given.argmax(1))) > 3
+    assert (given.argmax(1) == expected.argmax(1)).mean() >= 0.995
+    assert np.abs(given - expected).max() < most_apart
 
 
 def test_it_uses_standard_operators_only_and_is_a_valid_model_of_opset_17():

@@ -1,5 +1,6 @@
 """Says what recordings hold: python predict.py FILE_OR_FOLDER... [--top N] [--json]
 
+--stream reads raw samples from stdin instead, --microphone listens: an answer every half clip.
 Needs onnxruntime, numpy and soundfile (requirements.txt); --microphone needs sounddevice as well.
 """
 
@@ -132,8 +133,27 @@ def predict(classifier: Classifier, paths: list[Path], top: int, as_json: bool) 
     return status
 
 
+def follow(classifier: Classifier, blocks: Iterator[Array], top: int) -> int:
+    """Prints what the last clip length of a stream holds, after each block of half a clip."""
+    heard, samples = np.zeros(classifier.samples, np.float32), 0
+    for block in blocks:
+        heard = np.concatenate([heard, block])[-classifier.samples :]
+        samples += len(block)
+        if samples >= classifier.samples:  # silence before the stream is not part of it
+            at_s = samples / classifier.rate_hz
+            found = words(best(classifier.labels, classifier.run(heard), top))
+            print(f"{at_s:.2f} s: {found}", flush=True)
+    return 0
+
+
+def stdin_blocks(count: int) -> Iterator[Array]:
+    """Blocks of `count` samples of little-endian float32 from stdin; a rest is dropped."""
+    while len(data := sys.stdin.buffer.read(4 * count)) == 4 * count:
+        yield np.frombuffer(data, "<f4")
+
+
 def listen(classifier: Classifier, top: int) -> int:
-    """Prints what the microphone hears, twice per clip length, until interrupted."""
+    """Follows the microphone until interrupted."""
     try:
         import sounddevice  # type: ignore[import-not-found]
     except (ImportError, OSError) as error:
@@ -143,40 +163,44 @@ def listen(classifier: Classifier, top: int) -> int:
             file=sys.stderr,
         )
         return 2
-    heard = np.zeros(classifier.samples, np.float32)
     step = max(1, classifier.samples // 2)
     try:
         with sounddevice.InputStream(classifier.rate_hz, channels=1, dtype="float32") as stream:
-            while True:
-                block, _ = stream.read(step)
-                heard = np.concatenate([heard[step:], block[:, 0]])
-                print(words(best(classifier.labels, classifier.run(heard), top)), flush=True)
+            blocks = (stream.read(step)[0][:, 0] for _ in iter(int, 1))
+            return follow(classifier, blocks, top)
     except sounddevice.PortAudioError as error:
         print(f"predict.py: the microphone cannot be opened: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Says what recordings hold.")
     parser.add_argument("paths", nargs="*", type=Path, metavar="FILE_OR_FOLDER")
     parser.add_argument("--microphone", action="store_true", help="listen instead")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="read raw mono float32 samples at the classifier's rate from stdin instead",
+    )
     parser.add_argument("--top", type=int, default=1, metavar="N", help="labels to name")
     parser.add_argument("--json", action="store_true", help="one JSON list on stdout")
     options = parser.parse_args()
     if options.top < 1:
         parser.error(f"--top is {options.top}, it must be 1 or more")
-    if bool(options.paths) == options.microphone:
-        parser.error("give recordings, or --microphone")
+    if [bool(options.paths), options.microphone, options.stream].count(True) != 1:
+        parser.error("give recordings, or --microphone, or --stream")
     classifier = Classifier(Path(__file__).resolve().parent / "classifier.onnx")
     if options.microphone:
         return listen(classifier, options.top)
+    if options.stream:
+        return follow(classifier, stdin_blocks(max(1, classifier.samples // 2)), options.top)
     return predict(classifier, options.paths, options.top, options.json)
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # the reader, `head` perhaps, has had enough
         sys.stderr.close()
