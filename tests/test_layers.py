@@ -96,6 +96,41 @@ def test_the_rule_lets_files_above_the_owned_library_and_the_version_pass():
     assert violations("study", source) == []
 
 
+UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def unpickles(source: str) -> list[str]:
+    """Every way in which `source` could run code that a data file holds."""
+    tree = ast.parse(source)
+    found = [name for _, name in imports(tree) if name.split(".")[0] in UNPICKLERS]
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        unsafe = any(word.arg == "allow_pickle" for word in call.keywords)
+        # Connection.recv, unlike recv_bytes, unpickles what comes over a pipe.
+        found += [name] * (unsafe or name == "torch.load" or name.endswith((".recv", "_pickle")))
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_nothing_is_unpickled(path):
+    assert unpickles(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "import torch\ntorch.load('a.pt', weights_only=True)",
+        "np.load('a.npy', allow_pickle=flag)",
+        "pandas.read_pickle('a')",
+        "pipe.recv()",
+    ],
+)
+def test_each_way_of_unpickling_is_noticed(source):
+    assert len(unpickles(source)) == 1
+
+
 def heavy_modules_after(statement: str, *argv: str) -> set[str]:
     """The slow libraries that a fresh interpreter holds after running `statement`."""
     code = (
