@@ -62,8 +62,8 @@ def evaluate_architecture(
 
     Writes `stem`.onnx (the artefact) and `stem`.safetensors (the trained float weights), each
     whole or not at all; `stem` is a path or s3://bucket/key. `tolerance` is that of `shipped`.
-    Deterministic for one seed on one
-    machine, but for the latency.
+    Deterministic for one seed on one machine, but for the latency.
+
     A trial whose float network is below one of the `bars` (accuracy on the validation recordings,
     by number of finished epochs) is stopped there.
     """
