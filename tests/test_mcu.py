@@ -24,9 +24,10 @@ from nas.calibrate import to_toml as profile_text
 from nas.cli import main
 from nas.cost import estimate
 from nas.errors import UserError
+from nas.estimates import duty
 from nas.foreign import work_of_file
 from nas.ledger import WIDTH, weight_widths
-from nas.mcu import Work, duty, latency_ms, model_bytes, work
+from nas.mcu import Work, latency_ms, model_bytes, work
 from nas.network import build, to_onnx
 from nas.published import published
 from nas.quantize import quantize
