@@ -31,6 +31,7 @@ INT8 = itertools.product(("channel", "tensor"), ("none", "stem", "head", "both")
 FORMATS = [Quantization("float32"), Quantization("float16")] + [
     Quantization("int8", weights, parts) for weights, parts in INT8
 ]
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 SAMPLES, CLASSES = 20, 10
 
 
