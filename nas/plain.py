@@ -39,16 +39,17 @@ def _fold_constants(model: ModelProto) -> None:
             continue
         inputs = {name: known[name] for name in node.input}
         for name, value in zip(
-            node.output, _compute(node, inputs, model.opset_import), strict=True
+            node.output, computed(node, inputs, model.opset_import), strict=True
         ):
             known[name] = value
             graph.initializer.append(from_array(value, name))
     set_nodes(graph, kept)
 
 
-def _compute(
+def computed(
     node: NodeProto, inputs: dict[str, Array], opsets: Sequence[OperatorSetIdProto]
 ) -> list[Array]:
+    """Outputs of one node, by ONNX's reference implementation."""
     unknown = helper.make_tensor_type_proto(TensorProto.UNDEFINED, None)
     graph = GraphProto(name="constant", node=[node])
     graph.input.extend(helper.make_value_info(name, unknown) for name in inputs)

@@ -19,8 +19,8 @@ ORDER = """
     cache artifacts audio clips layouts splits scenes dataset features
     blocks network trace ledger mcu cost augment train finetune plain foreign calibrate slim
     quantize score measure
-    pipeline folds warm storage study workers progress engine figure page report classifier card
-    bundle
+    pipeline folds warm storage study workers progress engine figure page report
+    classifier csource firmware card bundle
     api cli __init__ __main__
 """.split()
 OWNER = {

@@ -1,0 +1,269 @@
+"""The folder c/ of a bundle: an int8 network and its front end as C99, with a test of both.
+
+Everything is static: constant tables, one arena that network and front end share, no heap and no
+double precision. README.md in assets/c says how to build and call it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nas.arch import Architecture, FrontEnd
+from nas.csource import network_source
+from nas.errors import UserError
+from nas.features import FLOOR, front_end
+from nas.measure import logits
+
+STATIC = Path(__file__).parent / "assets" / "c"
+Floats = NDArray[np.float32]
+FEATURE_STEP = 1 / 256  # of golden features: fixed-point numbers that float32 holds exactly
+TOLERANCE = 1e-5  # of a logit, as a share of the largest one
+_RING = 5
+_GOLDEN_BYTES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Clips with what ONNX Runtime answers: 16-bit `waveforms` [N, samples] and their `labels`;
+    `features` [N, C, F, T] of the same clips as multiples of FEATURE_STEP and their `logits`."""
+
+    waveforms: NDArray[np.int16]
+    labels: NDArray[np.int64]
+    features: NDArray[np.int16]
+    logits: Floats
+
+
+def golden(artifact: bytes, settings: FrontEnd, mean: Floats, std: Floats, audio: Floats) -> Golden:
+    """Golden vectors of clips [N, samples] from -1 to 1, as many of them as a test board holds."""
+    clips = audio[: max(1, _GOLDEN_BYTES // (2 * (settings.samples + math.prod(settings.shape))))]
+    waveforms = _sixteen_bits(clips * 32768)
+    mel = front_end(torch.from_numpy(waveforms / np.float32(32768)), settings).numpy()
+    features = (mel - mean[:, :, None]) / std[:, :, None]
+    steps = _sixteen_bits(features / FEATURE_STEP)
+    exact = steps * np.float32(FEATURE_STEP)
+    return Golden(waveforms, logits(artifact, features).argmax(1), steps, logits(artifact, exact))
+
+
+def _sixteen_bits(values: Floats) -> NDArray[np.int16]:
+    return np.rint(values).clip(-32768, 32767).astype(np.int16)
+
+
+def firmware(
+    artifact: bytes,
+    architecture: Architecture,
+    mean: Floats,
+    std: Floats,
+    labels: Sequence[str],
+    audio: Floats,
+) -> dict[str, bytes]:
+    """Files of c/ by name, with golden vectors of the clips `audio` [N, samples].
+
+    `artifact` is the int8 network; `mean` and `std` are the features' normalisation [C, F].
+    Raises UserError if the network is not int8 or has an operator that has no C.
+    """
+    settings = architecture.front_end
+    if architecture.quantization.scheme != "int8":
+        raise UserError(
+            f"C for microcontrollers needs an int8 network, this one is "
+            f"{architecture.quantization}: choose a trial in int8"
+        )
+    if settings.fft % 2:
+        raise UserError(f"the FFT of the front end in C is even, this one is {settings.fft}")
+    try:
+        network = network_source(artifact, workspace_bytes(settings))
+    except UserError as error:
+        kinds = ", ".join(dict.fromkeys(stage.kind for stage in architecture.stages))
+        raise UserError(f"{error}; the network's blocks are {kinds}: choose others") from None
+    made = {
+        "network.c": network.text,
+        "frontend_tables.h": _tables(settings, mean, std),
+        "classifier.h": _header(settings, labels),
+    }
+    static = {path.name: path.read_bytes() for path in STATIC.iterdir()}
+    vectors = golden(artifact, settings, mean, std, audio)
+    return {
+        **static,
+        **{name: text.encode() for name, text in made.items()},
+        "golden.h": golden_header(vectors),
+    }
+
+
+def workspace_bytes(settings: FrontEnd) -> int:
+    """What the front end keeps in memory: two buffers of the FFT, and frames to take slopes of."""
+    frames = _RING * (1 + settings.deltas) if settings.deltas else 1
+    return 4 * (2 * settings.fft + frames * settings.mels)
+
+
+def _header(settings: FrontEnd, labels: Sequence[str]) -> str:
+    names = ", ".join(json.dumps(label, ensure_ascii=False) for label in labels)
+    return f"""/* Generated. A clip is {settings.clip_s:g} s of mono audio from -1 to 1. */
+
+#ifndef CLASSIFIER_H
+#define CLASSIFIER_H
+
+#define SAMPLE_RATE_HZ {settings.sample_rate_hz}
+#define SAMPLES {settings.samples}
+#define CLASSES {len(labels)}
+#define LABELS {names}
+
+/* Label number of a clip of SAMPLES samples; writes CLASSES logits. Not reentrant. */
+int classify(const float *waveform, float *logits);
+
+/* The same from normalised features [channel][band][frame]. */
+int classify_features(const float *features, float *logits);
+
+#endif
+"""
+
+
+def _tables(settings: FrontEnd, mean: Floats, std: Floats) -> str:
+    """Constants of the front end as C: FFT, window, mel bands, normalisation."""
+    fft, window, bands = settings.fft, settings.window, settings.mels
+    angle = 2 * np.pi * np.arange(fft // 2) / fft
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window // 2 + 1) / window)
+    edges, rising = _mel(settings)
+    numbers = {
+        "FFT": fft,
+        "WINDOW": window,
+        "HOP": settings.hop,
+        "CENTER": settings.center,
+        "FRAMES": settings.frames,
+        "BANDS": bands,
+        "DELTAS": settings.deltas,
+        "LEVEL": settings.level,
+    }
+    channels = 1 + settings.deltas
+    return "\n".join(
+        [
+            "/* Generated: tables of the front end. */\n",
+            "#include <stdint.h>\n",
+            *(f"#define {name} {value}" for name, value in numbers.items()),
+            f"#define FLOOR {FLOOR}f\n",
+            "/* cosine and minus sine of 2 pi k / FFT */",
+            _array(f"float TURNS[{fft // 2}][2]", np.stack([np.cos(angle), -np.sin(angle)], 1)),
+            *[_array(f"float HANN[{len(hann)}]", hann)] * (window != fft),
+            "/* first bin of each edge of the bands; share of each bin in the band that rises */",
+            _array(f"uint16_t EDGES[{bands + 2}]", edges),
+            _array(f"float RISING[{len(rising)}]", rising),
+            _array(f"float MEAN[{channels}][{bands}]", mean),
+            _array(f"float DEVIATION[{channels}][{bands}]", std),
+            "",
+        ]
+    )
+
+
+def _mel(settings: FrontEnd) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Bins where each segment between two mel points starts, and the place of each bin in its
+    segment, 0 to 1: it rises in one triangle as it falls in the one before."""
+    top = 2595 * np.log10(1 + settings.sample_rate_hz / 2 / 700)
+    points = 700 * (10 ** (np.linspace(0, top, settings.mels + 2) / 2595) - 1)
+    hz = np.linspace(0, settings.sample_rate_hz // 2, settings.fft // 2 + 1)
+    edges = np.searchsorted(hz, points)
+    segment = np.clip(np.searchsorted(points, hz, side="right") - 1, 0, settings.mels)
+    return edges, (hz - points[segment]) / (points[segment + 1] - points[segment])
+
+
+def _array(declaration: str, values: NDArray[np.generic]) -> str:
+    """A constant array in C; values of more than one axis are written row by row."""
+    rows = values.reshape(len(values), -1) if values.ndim > 1 else values[None]
+    lines = [
+        textwrap.fill(", ".join(_literal(v) for v in row.tolist()), 98, break_on_hyphens=False)
+        for row in rows
+    ]
+    body = lines[0] if values.ndim == 1 else ",\n".join(f"{{{line}}}" for line in lines)
+    return f"static const {declaration} = {{\n{body}\n}};"
+
+
+def _literal(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{np.float32(value).item().hex()}f"
+
+
+def golden_header(vectors: Golden) -> bytes:
+    """golden.h: inputs in 16 bits, what must come out, and how far a logit may be off."""
+    clips, samples = vectors.waveforms.shape
+    tolerance = TOLERANCE * max(1.0, float(np.abs(vectors.logits).max()))
+    return "\n".join(
+        [
+            "/* Generated: clips with the labels and logits that they must give. */\n",
+            "#include <stdint.h>\n",
+            f"#define CLIPS {clips}",
+            f"#define FEATURES {vectors.features[0].size}",
+            f"#define FEATURE_STEP {_literal(FEATURE_STEP)}",
+            f"#define TOLERANCE {_literal(tolerance)}\n",
+            _array(f"int16_t WAVEFORMS[CLIPS][{samples}]", vectors.waveforms),
+            _array("int WAVEFORM_LABELS[CLIPS]", vectors.labels),
+            _array("int16_t FEATURE_STEPS[CLIPS][FEATURES]", vectors.features.reshape(clips, -1)),
+            _array("float LOGITS[CLIPS][CLASSES]", vectors.logits),
+            "",
+        ]
+    ).encode()
+
+
+class Board(msgspec.Struct, frozen=True):
+    """The classifier on a simulated board, by its golden vectors: `clips` of them, how many agree,
+    instructions (not cycles) of one clip, and flash and RAM of the linked image without stack."""
+
+    core: str
+    clips: int
+    equal_labels: int
+    equal_logits: int
+    equal_waveform_labels: int
+    network_instructions: int
+    front_end_instructions: int
+    flash_bytes: int
+    ram_bytes: int
+
+
+def missing_tools() -> list[str]:
+    """Programs that `simulate` needs and that are not installed here."""
+    tools = ("make", "arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm")
+    return [tool for tool in tools if not shutil.which(tool)]
+
+
+def simulate(folder: Path, core: Literal["m4", "m7"]) -> Board:
+    """Builds c/ in `folder` for a Cortex-M4 or M7 and runs it in QEMU, some seconds.
+
+    Raises UserError if a tool is missing, or if it does not build or run.
+    """
+    if missing := missing_tools():
+        raise UserError(f"a simulated board needs {', '.join(missing)}: install them")
+    printed = _make(folder, core)
+    figures = {name: int(number) for name, number in map(str.split, printed.splitlines())}
+    _make(folder, f"size.{core}")
+    sizes = _output(["arm-none-eabi-size", f"size.{core}"], folder)
+    text, data, bss = map(int, sizes.splitlines()[1].split()[:3])
+    return Board(core=core, flash_bytes=text + data, ram_bytes=data + bss, **figures)
+
+
+def _make(folder: Path, goal: str) -> str:
+    return _output(["make", "--silent", goal], folder)
+
+
+def _output(command: Sequence[str], folder: Path) -> str:
+    # a board speaks to standard error
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        said = done.stdout.strip().splitlines()[-1:]
+        raise UserError(f"`{' '.join(command)}` in {folder} failed: {' '.join(said)}")
+    return done.stdout
