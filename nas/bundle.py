@@ -24,6 +24,7 @@ from nas.classifier import classifier
 from nas.cost import estimate
 from nas.errors import UserError
 from nas.features import FLOOR, compute, waveforms
+from nas.firmware import Firmware, firmware, refuse_without_c, tried
 from nas.folds import cross_validated, refuse_unfolded
 from nas.measure import latencies_if_there, logits
 from nas.pipeline import Artifact, Job, retrained, score_of
@@ -33,7 +34,7 @@ SUMS = "SHA256SUMS"
 MARKS = {"architecture.txt", "classifier.onnx", "frontend.json", "model.onnx", "predict.py"}
 PREDICT = Path(__file__).parent / "assets" / "bundle" / "predict.py"
 RUNTIME = ("numpy", "onnxruntime", "soundfile")
-COMPARED_CLIPS = 200
+COMPARED_CLIPS, GOLDEN_CLIPS = 200, 8
 LEAST_EPOCHS, TIMES_PROXY = 60, 4
 
 
@@ -74,13 +75,15 @@ def export(
     `epochs` of the full training: by default four times the proxy's, at least 60. Without
     `retrain` the trial's own artefact ships. With `cross_validate` the network is also trained
     anew for every fold and scored over all of them. Raises UserError if `out` holds anything but
-    an earlier export, if it cannot be written, if the network outgrew the study's budget, or if
-    there are no folds to validate across.
+    an earlier export, if it cannot be written, if the network outgrew the study's budget, if there
+    are no folds to validate across, or if a microcontroller is the target and there is no C.
     """
     out = out.expanduser().resolve()
     _refuse_foreign(out)
     if cross_validate:
         refuse_unfolded(job.dataset)
+    if job.target.mcu:
+        refuse_without_c(parse(result.architecture))
     epochs = epochs or max(LEAST_EPOCHS, TIMES_PROXY * job.proxy.epochs)
     job = replace(job, proxy=msgspec.structs.replace(job.proxy, epochs=epochs)) if retrain else job
     network = _network(record, result, job, retrain)
@@ -141,7 +144,22 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
         validation=score_of(outputs, validation, dataset),
         test=_tested(artifact, architecture, job),
         agreement=_agreement(single, architecture, job, outputs, validation.recordings),
+        firmware=_firmware(artifact, architecture, job, *scale) if job.target.mcu else None,
     )
+
+
+def _firmware(
+    artifact: bytes,
+    architecture: Architecture,
+    job: Job,
+    mean: NDArray[np.float32],
+    std: NDArray[np.float32],
+) -> Firmware:
+    """C of the network, with golden vectors of some validation recordings."""
+    clips, settings = job.dataset.split("validation"), architecture.front_end
+    chosen = clips[:: -(-len(clips) // GOLDEN_CLIPS)]
+    audio = waveforms(job.dataset, chosen, settings.sample_rate_hz, settings.clip_s)[:GOLDEN_CLIPS]
+    return tried(firmware(artifact, architecture, mean, std, job.dataset.classes, audio))
 
 
 def _own(result: TrialResult) -> Artifact:
@@ -221,6 +239,10 @@ def _files(network: Network, record: StudyRecord, job: Job) -> dict[str, bytes]:
         "predict.py": PREDICT.read_bytes(),
         "confusion.svg": confusion_svg(confusion, dataset.classes).encode(),
         "README.md": card(network, record, dataset).encode(),
+        **{
+            f"c/{name}": text
+            for name, text in (network.firmware.files if network.firmware else {}).items()
+        },
     }
 
 
@@ -239,6 +261,7 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
             whole_folder(out) as folder,
         ):
             for name, content in {**files, SUMS: listing}.items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_bytes(content)
             _refuse_foreign(out)
             if out.exists():
@@ -256,10 +279,13 @@ def _refuse_foreign(out: Path) -> None:
     if not out.is_dir():
         raise UserError(f"{out} is a file; give a folder for the bundle with --out")
     known = _listed(out / SUMS)
-    for path in sorted(out.iterdir()):
-        if not path.is_file() or known.get(path.name) != _digest(path):
+    folders = {str(Path(name).parent) for name in known}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        ours = known.get(name) == _digest(path) if path.is_file() else name in folders
+        if not ours:
             raise UserError(
-                f"{out} holds '{path.name}', which no export wrote or which was changed since; "
+                f"{out} holds '{name}', which no export wrote or which was changed since; "
                 "give another folder with --out"
             )
 

@@ -18,6 +18,7 @@ from nas.arch import Architecture
 from nas.compliance import in_rows, sheet
 from nas.dataset import Dataset
 from nas.folds import CrossValidation
+from nas.firmware import Board, Firmware
 from nas.pareto import kb_text, percent
 from nas.record import Cost, Latency, Proxy, Score, StudyRecord
 from nas.splits import SPLITS
@@ -55,6 +56,7 @@ class Network:
     test: Score | None
     agreement: Agreement
     folds: CrossValidation | None = None
+    firmware: Firmware | None = None
 
 
 def card(network: Network, record: StudyRecord, dataset: Dataset) -> str:
@@ -77,6 +79,7 @@ def card(network: Network, record: StudyRecord, dataset: Dataset) -> str:
         judged="test" if network.test else "validation",
         cost=_cost(network, record),
         agreement=_agreement(network.agreement),
+        firmware=_firmware(network.firmware) if network.firmware else "",
         limits=_limits(network, dataset),
         rebuild=_rebuild(network, record, dataset),
     )
@@ -206,6 +209,47 @@ def _agreement(agreement: Agreement) -> str:
         f"as features and model.onnx in {100 * agreement.same_label:.1f} % of them; the largest "
         f"difference of a probability was {agreement.largest_difference:.1e}."
     )
+
+
+def _firmware(firmware: Firmware) -> str:
+    """The section about c/, if there is one."""
+    figures = (
+        _board_table(firmware.boards) if firmware.boards else f"Not run: {firmware.unmeasured}."
+    )
+    return (
+        "\n## On a microcontroller\n\n"
+        "`c/` is the classifier in C99: no heap, no doubles, static memory. Add `network.c`, "
+        "`kernels.c` and `frontend.c` to a program, include `classifier.h`, call `classify`, and "
+        "compile with `-ffp-contract=off`. `make -C c` checks it against golden vectors, "
+        "`make -C c m4` on a simulated Cortex-M4.\n\n" + figures + "\n"
+    )
+
+
+def _board_table(boards: Sequence[Board]) -> str:
+    columns = [
+        [
+            f"{board.equal_labels} of {board.clips}",
+            f"{board.equal_logits} of {board.clips}",
+            f"{board.equal_waveform_labels} of {board.clips}",
+            f"{board.network_instructions:,}",
+            f"{board.front_end_instructions:,}",
+            f"{board.flash_bytes:,} B",
+            f"{board.ram_bytes:,} B",
+        ]
+        for board in boards
+    ]
+    names = [
+        "labels equal to ONNX Runtime's",
+        "logits equal, but for the order of float sums",
+        "labels equal from the waveform on",
+        "instructions of the network",
+        "instructions of the front end",
+        "flash of the linked image",
+        "RAM of the linked image, without stack",
+    ]
+    rows = [list(row) for row in zip(names, *columns, strict=True)]
+    header = ["simulated by QEMU", *(f"Cortex-{board.core.upper()}" for board in boards)]
+    return _table(header, rows) + "\n\nInstructions are not cycles: a board was not at hand."
 
 
 def _limits(network: Network, dataset: Dataset) -> str:

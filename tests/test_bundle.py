@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,7 @@ from nas.arch import parse
 from nas.bundle import export
 from nas.dataset import load
 from nas.errors import UserError
+from nas.firmware import missing_tools
 from nas.measure import logits
 from nas.pipeline import Job, evaluate_architecture
 from nas.record import Budget, Proxy, StudyInputs, StudyRecord
@@ -34,10 +36,11 @@ from nas.score import score
 from nas.shipped import load_target
 
 RATE_HZ = 8000
+INT8 = "int8_channel_none"
 ARCHITECTURE = (
     f"logmel_r{RATE_HZ}_t0.5_f256_w256_h128_m20_d0_c1"
     "/conv_n1_k3x3_s2x2_c8_relu_q0_g0_p0/ds_n1_k3x3_s2x2_c16_relu_q0_g0_p0/gap_c0_p0"
-    "/int8_channel_none"
+    f"/{INT8}"
 )
 TONES_HZ = {"high": 2500, "low": 300, "mid": 900}
 PROXY = Proxy(epochs=6, batch=8)
@@ -233,6 +236,38 @@ def test_a_fixed_split_has_no_folds_to_validate_across(study, tmp_path):
     with pytest.raises(UserError, match="no folds to validate across"):
         export(record, result, fixed, tmp_path / "out", cross_validate=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("make"), reason="needs gcc, make")
+def test_a_bundle_for_a_microcontroller_has_c_that_agrees_with_its_golden_vectors(study, tmp_path):
+    record, result, job = study
+    job, out = replace(job, target=load_target("stm32f746zg")), tmp_path / "out"
+    exported = export(record, result, job, out, retrain=False)
+    assert {"c/Makefile", "c/classifier.h", "c/golden.h", "c/network.c"} < set(exported.files)
+    copy = shutil.copytree(out / "c", tmp_path / "copy")
+    done = subprocess.run(["make", "-s"], cwd=copy, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = dict(line.split() for line in done.stdout.splitlines())
+    clips = figures["clips"]
+    assert int(clips) > 1
+    assert figures["equal_labels"] == figures["equal_logits"] == clips
+    assert figures["equal_waveform_labels"] == clips
+    text = (out / "README.md").read_text()
+    ran = f"| labels equal to ONNX Runtime's | {clips} of {clips} | {clips} of {clips} |"
+    assert (ran in text) == (not missing_tools()) and "## On a microcontroller" in text
+    export(record, result, job, out, retrain=False)  # takes the place of the first
+    (out / "c" / "network.c").write_text("mine")
+    with pytest.raises(UserError, match="holds 'c/network.c', which no export wrote or"):
+        export(record, result, job, out, retrain=False)
+
+
+def test_what_has_no_c_is_refused_before_it_is_trained(study, tmp_path):
+    record, result, job = study
+    job = replace(job, target=load_target("stm32f746zg"))
+    half = msgspec.structs.replace(result, architecture=ARCHITECTURE.replace(INT8, "float16"))
+    with pytest.raises(UserError, match="needs an int8 network, this one is float16"):
+        export(record, half, job, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 # the folder
