@@ -187,7 +187,7 @@ def test_what_has_no_c_is_named():
     with pytest.raises(UserError, match="needs an int8 network, this one is float16"):
         firmware(artifact, half, scale, scale, ["a"], clip)
     odd = replace(architecture, front_end=replace(architecture.front_end, fft=511))
-    with pytest.raises(UserError, match="even, this one is 511"):
+    with pytest.raises(UserError, match="an even length, this one has 511"):
         firmware(artifact, odd, scale, scale, ["a"], clip)
     foreign = to_onnx(torch.nn.Sequential(torch.nn.Softmax(1), torch.nn.Flatten()), (1, 8, 8))
     with pytest.raises(UserError, match="operator 'Softmax' has no C; .* blocks are conv, skip"):
