@@ -17,8 +17,8 @@ from nas import __version__
 from nas.arch import Architecture
 from nas.compliance import in_rows, sheet
 from nas.dataset import Dataset
-from nas.folds import CrossValidation
 from nas.firmware import Board, Firmware
+from nas.folds import CrossValidation
 from nas.pareto import kb_text, percent
 from nas.record import Cost, Latency, Proxy, Score, StudyRecord
 from nas.splits import SPLITS
