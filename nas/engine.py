@@ -156,11 +156,21 @@ class _Run:
 
     def over(self) -> bool:
         """Whether the search has ended for this process, but for what it runs."""
-        if self._too_late():
-            return True
-        if self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
+        if self._too_late() or self._exhausted():
             return True
         return self.limits.trials is not None and len(self._finished()) >= self.limits.trials
+
+    def _exhausted(self) -> bool:
+        """Whether the space holds nothing more to try, or so little that proposals miss it."""
+        if self.refused_in_a_row < PROPOSALS_PER_TURN:
+            return False
+        tried = {
+            (r.architecture, *sorted(r.training.items()))
+            for r in self.results.values()
+            if r.state in ("complete", "stopped", "infeasible")
+        }
+        known = len(tried) >= self.space.count() * self.space.count_training()
+        return known or self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW
 
     def left(self) -> int | None:
         """Trials that no process has started yet; None if only time limits the search."""
@@ -204,7 +214,7 @@ class _Run:
                 self._record_answer(worker)
             for trial, candidate in list(self.running.values()):
                 self._record(trial, candidate.result("failed", "the search was ended"))
-        if self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
+        if self._exhausted():
             self.progress.event(
                 f"the last {self.refused_in_a_row} proposals were over the budget or known: the "
                 "space seems exhausted; a larger --budget-kb or a wider --space holds more"

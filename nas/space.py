@@ -187,6 +187,10 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rest = _head_count(self.head) * _quantization_count(self.quantization)
         return fronts * stacks * rest
 
+    def count_training(self) -> int:
+        """How many ways to train each of them the space holds."""
+        return _combinations(self.training)
+
 
 def load_space(name_or_path: str) -> SearchSpace:
     """A built-in space or the user's own TOML file; raises UserError for what is wrong in it."""
@@ -413,7 +417,7 @@ def _wanted(architecture: Architecture, front: int) -> dict[str, Any]:
     return wanted | asdict(quantization)
 
 
-def _combinations(part: FrontEndChoices) -> int:
+def _combinations(part: FrontEndChoices | TrainingChoices) -> int:
     return math.prod(len(values) or 1 for values in msgspec.structs.asdict(part).values())
 
 
