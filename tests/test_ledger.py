@@ -79,6 +79,13 @@ def test_the_file_of_every_head_is_predicted(head):
     assert_predicted(parse(example(BLOCKS[0], head, "int8_channel_none")))
 
 
+@pytest.mark.parametrize("block", ["cpm_n2_k5x5_s1x1_e3_c16_relu_o1_p0"])
+@pytest.mark.parametrize("scheme", ["int8_tensor_none", "int8_channel_stem"])
+def test_the_file_of_a_small_network_of_response_norms_is_predicted(block, scheme):
+    torch.manual_seed(0)
+    assert_predicted(parse(example(block, "map_c0_p0", scheme)))
+
+
 @pytest.mark.parametrize("samples", [3, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", names("spaces"))
 def test_the_files_of_sampled_architectures_are_predicted(name, samples):
