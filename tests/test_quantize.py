@@ -22,6 +22,7 @@ from nas.errors import UserError
 from nas.measure import logits
 from nas.network import build, to_onnx
 from nas.quantize import CALIBRATION_CLIPS, quantize
+from nas.slim import slim
 
 STEM = "logmel_r16000_t1_f512_w480_h320_m32_d0_c1/conv_n1_k3x3_s2x2_c16_relu_q0_g0_p0"
 CHANNEL, TENSOR = Quantization("int8"), Quantization("int8", "tensor")
@@ -124,6 +125,16 @@ def test_int8_logits_stay_within_2_percent(block, weights):
     model = quantized(block, Quantization("int8", weights))
     onnx.checker.check_model(model, full_check=True)
     assert 0 < error(model, example(block)) < 0.02
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_slimming_keeps_every_bit_of_every_block(block, monkeypatch):
+    monkeypatch.setattr("nas.quantize.slim", lambda model: model)
+    whole = quantize(example(block), CHANNEL, clips(0))
+    slimmed = slim(whole)
+    assert slimmed.ByteSize() < whole.ByteSize()
+    found, expected = (logits(m.SerializeToString(), clips(1)) for m in (slimmed, whole))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
