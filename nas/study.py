@@ -14,20 +14,20 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import optuna
 from optuna import Study, Trial
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import make_url
 
 from nas.errors import UserError, nearest
 from nas.record import KB, Latency, StudyInputs, StudyRecord, Training, TrialResult, size_bytes
+from nas.sampler import sampler
 from nas.storage import BEAT_S, GRACE_S, database_of, make_patient, quiet, study_folder, told
 
 __all__ = [
@@ -50,7 +50,6 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 FEWEST_FOR_IMPORTANCE = 10
-LEARNT = 1000
 _RESULT, _INPUTS, _STARTED = "result", "inputs", "started"
 _TIME_OF = "latency of trial "
 
@@ -138,41 +137,6 @@ def ask(study: Study, seed: int, choices: dict[str, Any] | None = None) -> Trial
     if isinstance(study.sampler, optuna.samplers.RandomSampler):
         study.sampler = sampler(seed + trial.number)
     return trial
-
-
-def sampler(seed: int) -> BaseSampler:
-    """What proposes: TPE (Ozaki et al. 2022, for several objectives), all choices together."""
-    return _Sampler(seed=seed, constant_liar=True, multivariate=True)
-
-
-class _Sampler(TPESampler):
-    """TPE that learns from what `learnt` keeps: its time grows with the trials that it reads."""
-
-    def _sample(self, study: Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-        return super()._sample(cast(Study, _Recent(study)), trial, search_space)
-
-
-class _Recent:
-    """A study in which only the trials that are learnt from can be seen."""
-
-    def __init__(self, study: Study) -> None:
-        self._study = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(self, *given: Any, **named: Any) -> list[FrozenTrial]:
-        return learnt(self._study._get_trials(*given, **named))
-
-
-def learnt(trials: Sequence[FrozenTrial], last: int = LEARNT) -> list[FrozenTrial]:
-    """The last trials, and of those before them the ones that none of them beats."""
-    before = [t for t in trials[:-last] if t.state == TrialState.COMPLETE]
-    best: list[FrozenTrial] = []
-    for trial in sorted(before, key=lambda t: (t.values[1], -t.values[0])):
-        if not best or trial.values[0] > best[-1].values[0]:
-            best.append(trial)
-    return [*best, *trials[-last:]]
 
 
 def start(trial: Trial, architecture: str, training: Training) -> None:

@@ -19,7 +19,7 @@ ORDER = """
     cache artifacts audio clips layouts splits scenes dataset features
     blocks network trace ledger mcu cost augment train finetune plain foreign calibrate slim
     quantize score measure
-    pipeline folds warm storage study workers progress engine figure page report
+    pipeline folds warm storage sampler study workers progress engine figure page report
     classifier csource firmware card bundle
     api cli __init__ __main__
 """.split()
@@ -27,7 +27,7 @@ OWNER = {
     "boto3": ("artifacts",),
     "nncf": ("quantize",),
     "onnxruntime": ("measure",),
-    "optuna": ("storage", "study"),  # its databases; its studies, trials and samplers
+    "optuna": ("storage", "sampler", "study"),  # its databases, samplers, studies
     "plotly": ("report",),
 }
 HEAVY = {"torch", "torchaudio", "nncf", "onnx", "onnxruntime", "optuna", "plotly", "scipy", "numpy"}

@@ -9,7 +9,7 @@ import pytest
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
-from nas.study import LEARNT, learnt, sampler
+from nas.sampler import LEARNT, learnt, sampler
 
 
 def ended(accuracy, size, state=TrialState.COMPLETE):
