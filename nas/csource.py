@@ -8,7 +8,6 @@ depends on one stored byte only. Maps are height x width x channels (frequency x
 from __future__ import annotations
 
 import math
-import random
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,34 +17,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, load_from_string
 from onnx.shape_inference import infer_shapes
 
+from nas.arena import LOGITS, Map, Step, maps_of, plan
 from nas.errors import UserError
 from nas.plain import DEQUANTIZE, QUANTIZE, Array, arrays, attribute, computed
-
-_ALIGNMENT = 4
-
-
-@dataclass(frozen=True)
-class Map:
-    """A stored feature map [C, F, T]; a uint8 one stands for (value - zero) * scale."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    scale: Any = None
-    zero: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Its place in the arena."""
-        return math.prod(self.shape) * (1 if self.kind == "uint8_t" else 4)
-
-
-@dataclass
-class _Step:
-    """One call in C; `maps` are what it reads and writes, `{name}` in the text their places."""
-
-    text: str
-    maps: list[Map]
 
 
 @dataclass(frozen=True)
@@ -67,9 +41,9 @@ def network_source(artifact: bytes, workspace_bytes: int) -> NetworkSource:
     lowering.run()
     source, steps = lowering.input, lowering.steps
     workspace = Map("workspace", (workspace_bytes,), "uint8_t")
-    steps = [_Step("", [source, workspace]), *steps]
-    places, arena = _plan(steps)
-    pointers = {m.name: f"(({m.kind} *)(void *)(arena + {places[m.name]}))" for m in _maps(steps)}
+    steps = [Step("", [source, workspace]), *steps]
+    places, arena = plan(steps)
+    pointers = {m.name: f"(({m.kind} *)(void *)(arena + {places[m.name]}))" for m in maps_of(steps)}
     pointers[LOGITS] = LOGITS
     body = "\n".join(f"    {step.text.format_map(pointers)}" for step in steps[1:])
     text = _FILE.format(
@@ -114,41 +88,6 @@ void network_run(float *logits)
 """
 
 
-def _maps(steps: Sequence[_Step]) -> list[Map]:
-    named = {m.name: m for step in steps for m in step.maps if m.name != LOGITS}
-    return list(named.values())
-
-
-def _plan(steps: Sequence[_Step]) -> tuple[dict[str, int], int]:
-    """Offset of each map in the arena, and the arena's size: the best of some orders."""
-    life: dict[str, tuple[int, int]] = {}
-    for now, step in enumerate(steps):
-        for m in _maps([step]):
-            life[m.name] = (life.get(m.name, (now, now))[0], now)
-    maps = sorted(_maps(steps), key=lambda m: -m.bytes)
-    shuffle = random.Random(0).sample
-    plans = [
-        _placed(order, life) for order in [maps, *(shuffle(maps, len(maps)) for _ in range(30))]
-    ]
-    return min(plans, key=lambda plan: plan[1])
-
-
-def _placed(maps: Sequence[Map], life: dict[str, tuple[int, int]]) -> tuple[dict[str, int], int]:
-    """One map after the other, as low as it fits beside those that are alive with it."""
-    placed: list[tuple[int, int, str]] = []
-    for m in maps:
-        first, last = life[m.name]
-        beside = [p for p in placed if life[p[2]][0] <= last and first <= life[p[2]][1]]
-        start = 0
-        for low, high, _ in sorted(beside):
-            if start + m.bytes <= low:
-                break
-            start = max(start, -(-high // _ALIGNMENT) * _ALIGNMENT)
-        placed.append((start, start + m.bytes, m.name))
-    return {name: low for low, _, name in placed}, max(high for _, high, _ in placed)
-
-
-LOGITS = "logits"
 _TABLE_OPSET = 19  # the first in which ONNX's reference implementation has quantisers
 _WINDOWED = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool")
 # C of one element. Sigmoid occurs in tables only.
@@ -191,7 +130,7 @@ class _Lowering:
             for value in [*graph.input, *graph.output, *graph.value_info]
         }
         self.stored: dict[str, Map] = {}
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.constants: list[str] = []
         self.names: dict[bytes, str] = {}
         self.weight_bytes, self.taps, self.count = 0, 1, 0
@@ -225,7 +164,7 @@ class _Lowering:
         return Map(f"m{self.count}", tuple(shape), kind, scale, zero)
 
     def _add(self, text: str, *maps: Map) -> None:
-        self.steps.append(_Step(text, list(maps)))
+        self.steps.append(Step(text, list(maps)))
 
     def _result(self, form: _Form, shape: Sequence[int]) -> Map:
         if form.target:

@@ -20,7 +20,7 @@ ORDER = """
     blocks network trace ledger mcu cost augment train finetune plain foreign calibrate slim
     quantize score measure
     pipeline folds warm storage sampler study workers progress engine figure page report
-    classifier csource firmware card bundle
+    classifier arena csource firmware card bundle
     api cli __init__ __main__
 """.split()
 OWNER = {
