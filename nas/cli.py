@@ -96,7 +96,9 @@ def _search(options: argparse.Namespace) -> None:
     from nas import api, report
     from nas.record import KB
 
-    # Slurm and Kubernetes end a job with SIGTERM: as after Ctrl-C, its trials are recorded.
+    # Slurm and Kubernetes end a job with SIGTERM: as after Ctrl-C, its trials are recorded, even
+    # where a script's `&` had SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     flags = {k: v for k, v in vars(options).items() if k not in ("run", "study")}
     record = api.search(options.study, silent=False, **flags)

@@ -317,7 +317,9 @@ def start_search(folder: Path, workplace: Path, *flags: str) -> subprocess.Popen
 def test_ctrl_c_and_sigterm_end_with_130_keep_what_is_finished_and_leave_no_process(
     workplace, tmp_path, sent
 ):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a script's background command
     process = start_search(copy_of(workplace, tmp_path), workplace)
+    signal.signal(signal.SIGINT, before)
     wait_for(lambda: len(children(process.pid)) == 2)
     workers = children(process.pid)
     time.sleep(2)
