@@ -25,6 +25,7 @@ lint: .venv/.installed-dev ## format, lint and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	bash -n .ci/run
 
 check: lint test ## all that must pass before a change is handed in
 
