@@ -192,9 +192,12 @@ def compute(
 def _limit_bytes() -> int:
     text = os.environ.get("NAS_CACHE_GB") or "5"
     try:
-        return int(float(text) * 2**30)
+        limit_gb = float(text)
     except ValueError:
-        raise UserError(f"NAS_CACHE_GB is '{text}', it must be a number of gigabytes") from None
+        limit_gb = math.nan
+    if not 0 <= limit_gb < math.inf:
+        raise UserError(f"NAS_CACHE_GB is '{text}', it must be a number of gigabytes, 0 or more")
+    return int(limit_gb * 2**30)
 
 
 def _open_split(entry: Path, dataset: Dataset, settings: FrontEnd, name: Split) -> SplitFeatures:

@@ -344,9 +344,10 @@ def test_a_cache_folder_that_cannot_be_made_is_named(
         compute(dataset, SMALL)
 
 
-def test_a_cache_limit_that_is_no_number_is_named(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", ["lots", "-1", "nan", "inf"])
+def test_a_cache_limit_that_is_no_number_of_gigabytes_is_named(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setenv("NAS_CACHE_GB", "lots")
-    with pytest.raises(UserError, match="NAS_CACHE_GB is 'lots'"):
+    monkeypatch.setenv("NAS_CACHE_GB", limit)
+    with pytest.raises(UserError, match=f"NAS_CACHE_GB is '{limit}'"):
         compute(dataset, SMALL)
