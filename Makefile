@@ -19,7 +19,7 @@ demo: .venv/.installed ## search, look at the front, export one network and run 
 	@clip=$(DEMO_CLIP) && set -x && $(BIN)/python $(DEMO_BUNDLE)/predict.py "$$clip"
 
 test: .venv/.installed-dev ## run the tests; SLOW=1 runs the slow ones too
-	$(BIN)/pytest $(if $(SLOW),-m "")
+	$(BIN)/pytest -n 2 --dist loadfile $(if $(SLOW),-m "")
 
 lint: .venv/.installed-dev ## format, lint and types
 	$(BIN)/ruff format --check
