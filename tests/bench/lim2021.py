@@ -1,4 +1,4 @@
-"""Lim & Kwak 2021, rebuilt and beaten
+"""Lim & Kwak 2021, rebuilt and searched
 
 ESC-10 by its five official folds: each fold is the test split once, trained on three others (the
 fourth is left for validation), and the accuracy is that of the exported file over all 400
