@@ -23,23 +23,18 @@ import msgspec
 from nas import workers as pools
 from nas.arch import Architecture
 from nas.artifacts import fetch, place_of, prepare
-from nas.compliance import over_limits
-from nas.cost import estimate
 from nas.errors import UserError
+from nas.gate import cost_of, excesses, fits, refuse_impossible, why
 from nas.measure import TOGETHER, latencies_if_there
-from nas.pareto import front, percent
+from nas.pareto import front
 from nas.pipeline import Job
-from nas.progress import Progress, Standing
+from nas.progress import Progress, Standing, best_of, event_of
 from nas.record import (
-    KB,
-    Cost,
-    Latency,
     State,
     StudyInputs,
     StudyRecord,
     Training,
     TrialResult,
-    size_bytes,
 )
 from nas.rungs import bars, ran, rung_epochs
 from nas.space import SearchSpace
@@ -100,12 +95,12 @@ def run_search(
     """
     folder, place = study_folder(name), place_of(artifacts, name)
     space = msgspec.json.decode(inputs.space, type=SearchSpace)
-    _refuse_impossible(space, inputs, job.dataset.clip_s)
+    refuse_impossible(space, inputs, job.dataset.clip_s)
     with told(name):
         folder.mkdir(parents=True, exist_ok=True)
         prepare(place)
         study = open_study(name, storage, inputs, progress.event)
-        begin = beginnings(networks, space, job.dataset.clip_s, partial(_fits, inputs))
+        begin = beginnings(networks, space, job.dataset.clip_s, partial(fits, inputs))
         run = _Run(study, space, inputs, job, limits, progress, folder, place, begin)
         if not run.over():
             with pools.pool(workers, run.task, folder / "workers.log") as pool:
@@ -266,19 +261,17 @@ class _Run:
         epochs = rung_epochs(self.inputs.proxy.epochs)
         if str(architecture) in self.begin:
             return dict.fromkeys(epochs, 0.0)
-        size = getattr(_cost(architecture, self.inputs), kind)
+        size = getattr(cost_of(architecture, self.inputs), kind)
         return bars(size, epochs, ran(self.results.values(), kind))
 
     def _refused(self, trial: Trial, architecture: Architecture, candidate: Candidate) -> bool:
-        cost = _cost(architecture, self.inputs)
-        over = _over(architecture, cost, self.inputs)
+        cost = cost_of(architecture, self.inputs)
+        over = excesses(architecture, cost, self.inputs)
         if not over:
             return False
         for limit, share in over.items():
             trial.set_constraint(limit, share)
-        reason = ", ".join(
-            _words(limit, share, architecture, cost) for limit, share in over.items()
-        )
+        reason = ", ".join(why(limit, share, architecture, cost) for limit, share in over.items())
         result = candidate.result("infeasible", f"estimated {reason}")
         self._record(trial, msgspec.structs.replace(result, cost=cost))
         return True
@@ -308,7 +301,7 @@ class _Run:
         trial, candidate = self.running[number]
         result = msgspec.structs.replace(answer.result, trial=number, training=candidate.training)
         self._record(trial, result)
-        self.progress.event(_event(result, self.inputs))
+        self.progress.event(event_of(result, self.inputs))
         return answer
 
     def _take(self, worker: pools.Worker, pool: list[pools.Worker]) -> None:
@@ -390,7 +383,7 @@ class _Run:
             left=left,
             infeasible=states.count("infeasible"),
             failed=states.count("failed"),
-            best=_best(finished, self.inputs),
+            best=best_of(finished, self.inputs),
             seconds_left=self._seconds_left(left),
         )
 
@@ -418,79 +411,3 @@ def _deferred_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if pending:
         raise KeyboardInterrupt
-
-
-def _event(result: TrialResult, inputs: StudyInputs) -> str:
-    if result.score is None:
-        return f"trial {result.trial} {result.state}: {result.reason}"
-    kb = size_bytes(result, inputs.size_kind) / KB
-    return (
-        f"trial {result.trial}: {percent(result.score.accuracy)} % at {kb:.1f} KB, "
-        f"{_ms(result.latency)}, {result.seconds:.0f} s  {result.architecture}"
-    )
-
-
-def _ms(latency: Latency | None) -> str:
-    if latency is None:
-        return "no latency"
-    in_float, ms = latency.float_latency_ms, latency.latency_ms
-    slower = f" (float32: {in_float:.2f})" if in_float and in_float < ms else ""
-    return f"{ms:.2f} ms{slower}{', estimated' * (latency.latency_kind == 'estimated')}"
-
-
-def _best(results: Sequence[TrialResult], inputs: StudyInputs) -> str:
-    kb = inputs.budget.size_bytes / KB
-    points = front(results, inputs.size_kind, inputs.budget)
-    if not points or points[-1].score is None:
-        return f"nothing within {kb:g} KB yet"
-    size = size_bytes(points[-1], inputs.size_kind) / KB
-    return f"best within {kb:g} KB: {percent(points[-1].score.accuracy)} % at {size:.1f} KB"
-
-
-def _fits(inputs: StudyInputs, architecture: Architecture) -> bool:
-    return not _over(architecture, _cost(architecture, inputs), inputs)
-
-
-def _cost(architecture: Architecture, inputs: StudyInputs) -> Cost:
-    return estimate(architecture, len(inputs.classes), inputs.profile)
-
-
-def _over(architecture: Architecture, cost: Cost, inputs: StudyInputs) -> dict[str, float]:
-    """The limits that the candidate is over; {} if it fits."""
-    shares = over_limits(architecture, cost, inputs)
-    return {limit: share for limit, share in shares.items() if share > 0}
-
-
-def _words(limit: str, share: float, architecture: Architecture, cost: Cost) -> str:
-    if limit == "format" or (limit == "latency_ms" and cost.latency_ms is None):
-        return f"{limit} is not known or not allowed for {architecture.quantization}"
-    return f"{limit} is {share:.0%} over"
-
-
-def _refuse_impossible(space: SearchSpace, inputs: StudyInputs, clip_s: float) -> None:
-    """Raises UserError, with the smallest size, if nothing in the space can meet the budget."""
-
-    def excess(architecture: Architecture) -> float:
-        return max(over_limits(architecture, _cost(architecture, inputs), inputs).values())
-
-    least = space.smallest(excess, clip_s, enough=0.0)
-    smallest = _cost(least, inputs)
-    over = _over(least, smallest, inputs)
-    if over:
-        kb = getattr(smallest, inputs.size_kind) / KB
-        flags = {
-            "ram_bytes": "--max-ram-kb",
-            "macs": "--max-mmacs",
-            "latency_ms": "--max-latency-ms",
-            "format": "or change the number formats of --space",
-        }
-        raise UserError(
-            f"nothing in the search space '{space.name}' fits the budget: its smallest network "
-            f"has {kb:.2g} KB ({inputs.size_kind}), {smallest.ram_bytes / KB:.2g} KB of RAM "
-            f"and {smallest.macs / 1e6:.2g} MMACs{_estimated_ms(smallest)}; raise "
-            + " and ".join(flags.get(limit, "--budget-kb") for limit in over)
-        )
-
-
-def _estimated_ms(cost: Cost) -> str:
-    return "" if cost.latency_ms is None else f" and takes an estimated {cost.latency_ms:.3g} ms"

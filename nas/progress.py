@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from nas.pareto import front, percent
+from nas.record import KB, Latency, StudyInputs, TrialResult, size_bytes
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,32 @@ def progress(silent: bool = False) -> Iterator[Progress]:
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         yield Progress(live)
+
+
+def event_of(result: TrialResult, inputs: StudyInputs) -> str:
+    """What became of a trial, in a line."""
+    if result.score is None:
+        return f"trial {result.trial} {result.state}: {result.reason}"
+    kb = size_bytes(result, inputs.size_kind) / KB
+    return (
+        f"trial {result.trial}: {percent(result.score.accuracy)} % at {kb:.1f} KB, "
+        f"{_ms(result.latency)}, {result.seconds:.0f} s  {result.architecture}"
+    )
+
+
+def _ms(latency: Latency | None) -> str:
+    if latency is None:
+        return "no latency"
+    in_float, ms = latency.float_latency_ms, latency.latency_ms
+    slower = f" (float32: {in_float:.2f})" if in_float and in_float < ms else ""
+    return f"{ms:.2f} ms{slower}{', estimated' * (latency.latency_kind == 'estimated')}"
+
+
+def best_of(results: Sequence[TrialResult], inputs: StudyInputs) -> str:
+    """The most accurate network within the budget so far, in words."""
+    kb = inputs.budget.size_bytes / KB
+    points = front(results, inputs.size_kind, inputs.budget)
+    if not points or points[-1].score is None:
+        return f"nothing within {kb:g} KB yet"
+    size = size_bytes(points[-1], inputs.size_kind) / KB
+    return f"best within {kb:g} KB: {percent(points[-1].score.accuracy)} % at {size:.1f} KB"

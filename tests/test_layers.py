@@ -19,7 +19,7 @@ ORDER = """
     cache artifacts audio clips layouts splits scenes dataset features
     blocks network trace ledger mcu cost augment train finetune plain foreign calibrate slim
     quantize score measure
-    pipeline folds warm storage sampler study workers progress engine figure page report
+    pipeline gate folds warm storage sampler study workers progress engine figure page report
     classifier arena csource firmware card bundle
     api cli __init__ __main__
 """.split()
