@@ -7,7 +7,6 @@ something, 1 our fault, 130 interrupted (nothing lost).
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import time
@@ -17,8 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from nas import __version__
 from nas.errors import UserError
-
-MOST_SHOWN = 12  # of a list; all of it is in --json
+from nas.printing import (
+    ledger_in_words,
+    names_of,
+    print_exported,
+    print_json,
+    print_pairs,
+    print_problems,
+    print_shares,
+)
 
 if TYPE_CHECKING:
     from nas.record import StudyRecord
@@ -121,7 +127,7 @@ def _front(options: argparse.Namespace) -> None:
 
     record = _load(options.name, options.storage)
     if options.json:
-        _print_json(report.front_rows(record, options.all))
+        print_json(report.front_rows(record, options.all))
     elif options.csv or options.all:
         print(report.front_csv(record, options.all), end="")
     else:
@@ -230,27 +236,9 @@ def _export(options: argparse.Namespace) -> None:
         storage=options.storage,
     )
     if options.json:
-        _print_json(msgspec.to_builtins(exported))
+        print_json(msgspec.to_builtins(exported))
     else:
-        _print_exported(exported)
-
-
-def _print_exported(exported: Any) -> None:
-    from nas.record import KB
-
-    print(f"{exported.out}: {', '.join(exported.files)}")
-    ms = "no latency" if exported.latency_ms is None else f"{exported.latency_ms:.2f} ms"
-    how = ", estimated" if exported.latency_kind == "estimated" else ""
-    print(f"{exported.file_bytes / KB:.1f} KB, {ms}{how}")
-    print(f"accuracy on validation {exported.validation_accuracy:.1%}", end="")
-    if exported.test_accuracy is None:
-        print("; the data have no test split")
-    else:
-        low, high = exported.test_accuracy_low, exported.test_accuracy_high
-        print(f", on test {exported.test_accuracy:.1%} ({low:.1%} to {high:.1%})")
-    if exported.folds_accuracy is not None:
-        low, high = exported.folds_accuracy_low, exported.folds_accuracy_high
-        print(f"accuracy over all folds {exported.folds_accuracy:.1%} ({low:.1%} to {high:.1%})")
+        print_exported(exported)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -289,24 +277,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     figures = row(result, load_target(options.target).size_kind)
     scores = msgspec.to_builtins(result.score) if result.score else {}
     if options.json:
-        _print_json(figures | scores)
+        print_json(figures | scores)
     else:
-        _print_pairs(figures)
+        print_pairs(figures)
         for kind in ("class", "group", "device", "city"):
-            _print_shares(kind, scores.get(f"{kind}_accuracy", {}))
-
-
-def _print_shares(kind: str, accuracies: dict[str, float]) -> None:
-    """A table, the worst first, of the accuracies of each class (or group, ...)."""
-    from nas.pareto import percent
-
-    worst = sorted(accuracies.items(), key=lambda item: item[1])[:MOST_SHOWN]
-    if worst:
-        more = f", the {MOST_SHOWN} worst of {len(accuracies)}" * (len(accuracies) > len(worst))
-        print(f"\naccuracy by {kind}{more}")
-        width = max(len(name) for name, _ in worst)
-        for name, accuracy in worst:
-            print(f"  {name:{width}}  {percent(accuracy):>5} %")
+            print_shares(kind, scores.get(f"{kind}_accuracy", {}))
 
 
 def _add_show(commands: Any) -> None:
@@ -341,7 +316,7 @@ def _show(options: argparse.Namespace) -> None:
         figures = msgspec.to_builtins(cost)
         rules = [msgspec.to_builtins(check) for check in checks]
         more = {"target": target.name, "estimates": words, "compliance": rules}
-        _print_json({"architecture": str(architecture), **figures, **more, "layers": rows})
+        print_json({"architecture": str(architecture), **figures, **more, "layers": rows})
         return
     print(architecture)
     print(
@@ -356,17 +331,10 @@ def _show(options: argparse.Namespace) -> None:
             f"{layer.graph_bytes:>6,}"
         )
     figures = msgspec.to_builtins(cost)
-    print(f"predicted file in bytes: {_sum(figures.pop('ledger'), cost.file_bytes)}")
-    _print_pairs({"classes": classes, **figures})
+    print(f"predicted file in bytes: {ledger_in_words(figures.pop('ledger'), cost.file_bytes)}")
+    print_pairs({"classes": classes, **figures})
     for line in [*words, *in_lines(checks)]:
         print(line)
-
-
-def _sum(ledger: dict[str, int], total: int) -> str:
-    """ "22,016 weights + 4,749 scales and biases + ... = 28,921" """
-    words = ("weights", "scales and biases", "graph", "container")
-    parts = (f"{size:,} {word}" for size, word in zip(ledger.values(), words, strict=True))
-    return f"{' + '.join(parts)} = {total:,}"
 
 
 def _add_measure(commands: Any) -> None:
@@ -392,9 +360,9 @@ def _measure(options: argparse.Namespace) -> None:
     times = msgspec.to_builtins(latency(model, target))
     figures = {"file_bytes": len(model), **times, "target": target.name}
     if options.json:
-        _print_json(figures)
+        print_json(figures)
     else:
-        _print_pairs(figures)
+        print_pairs(figures)
 
 
 def _add_calibrate(commands: Any) -> None:
@@ -431,7 +399,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: {error.strerror}") from None
     if options.json:
         spreads = {"before": found.before, "after": found.after}
-        _print_json({"out": str(out), **msgspec.to_builtins(spreads)})
+        print_json({"out": str(out), **msgspec.to_builtins(spreads)})
         return
     print(f"latency as {target.name} estimated it: {found.before}")
     print(f"latency refitted, each network left out in turn: {found.after}")
@@ -456,27 +424,13 @@ def _data(options: argparse.Namespace) -> None:
     if options.path:
         report = msgspec.to_builtins(describe(load(options.path, tolerate_bad_files=True)))
         if options.json:
-            _print_json(report)
+            print_json(report)
         else:
             problems = report.pop("problems")
-            _print_pairs(report)
-            _print_problems(problems, report["clips"])
+            print_pairs(report)
+            print_problems(problems, report["clips"])
     elif not options.clear_cache:
         raise UserError("nas data needs a PATH (or --clear-cache)")
-
-
-def _print_problems(problems: list[dict[str, str]], clips: int) -> None:
-    """The files that are left out, in full: they are for the user to mend."""
-    from nas.dataset import BAD_SHARE
-
-    if not problems:
-        return
-    total = clips + len(problems)
-    print(f"left out: {len(problems)} of {total:,} recordings", end="")
-    many = len(problems) > BAD_SHARE * total
-    print(f", more than {BAD_SHARE:.0%}: a search needs --tolerate-bad-files" if many else "")
-    for problem in problems:
-        print(f"  {problem['file']}: {problem['reason']}")
 
 
 def _add_list(commands: Any) -> None:
@@ -486,39 +440,10 @@ def _add_list(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    listed = _listed(options.kind)
+    listed = names_of(options.kind)
     width = max((len(name) for name in listed), default=0)
     for name, about in listed.items():
         print(f"{name:{width}}  {about}".rstrip())
-
-
-def _listed(kind: str) -> dict[str, str]:
-    """What there is of a kind, and a few words on each."""
-    if kind == "architectures":
-        from nas.published import published
-
-        return {name: network.paper for name, network in published().items()}
-    if kind == "datasets":
-        from nas.dataset import BUILT_IN
-        from nas.scenes import NOTE
-
-        return dict.fromkeys(BUILT_IN, NOTE)
-    from nas import shipped
-
-    if kind == "spaces":
-        return {name: _space_in_words(name) for name in shipped.names("spaces")}
-    if kind == "targets":
-        return {name: shipped.load_target(name).description for name in shipped.names("targets")}
-    built_in = dict.fromkeys(shipped.names("studies"), "built in")
-    own = sorted(path.parent.name for path in Path("studies").glob("*/study.db"))
-    return built_in | {name: "searched here" for name in own if name not in built_in}
-
-
-def _space_in_words(name: str) -> str:
-    from nas.space import load_space
-
-    space = load_space(name)
-    return f"{space.description} ({space.count():.2g} architectures)"
 
 
 def _name_and_storage(parser: argparse.ArgumentParser) -> None:
@@ -555,25 +480,3 @@ def _variant_flags(parser: argparse.ArgumentParser) -> None:
 
 def _json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
-
-
-def _print_pairs(figures: dict[str, Any]) -> None:
-    for key, value in figures.items():
-        print(f"{key + ':':20} {_readable(value)}")
-
-
-def _readable(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items()) or "none"
-    if isinstance(value, list):
-        some = ", ".join(_readable(v) for v in value[:MOST_SHOWN])
-        return f"{len(value)}: {some}, ..." if len(value) > MOST_SHOWN else some or "none"
-    return str(value) if value not in (None, "") else "none"

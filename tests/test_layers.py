@@ -21,7 +21,7 @@ ORDER = """
     quantize score measure
     pipeline gate folds warm storage sampler study workers progress engine figure page report
     classifier arena csource firmware card bundle
-    api cli __init__ __main__
+    api printing cli __init__ __main__
 """.split()
 OWNER = {
     "boto3": ("artifacts",),
