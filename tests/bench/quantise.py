@@ -28,12 +28,12 @@ from nas.cost import estimate
 from nas.dataset import load
 from nas.errors import UserError
 from nas.features import Features, compute
+from nas.folds import Answers, pooled
 from nas.measure import latencies, logits
 from nas.network import to_onnx
 from nas.pipeline import Job, trained
 from nas.quantize import CALIBRATION_CLIPS, quantize
 from nas.record import KB, Proxy
-from nas.score import score
 from nas.shipped import load_target
 
 Row = dict[str, Any]
@@ -172,15 +172,11 @@ def latency_ratios(made: dict[str, bytes], works: list[str]) -> dict[str, float 
 def accuracy(content: bytes, architecture: Architecture) -> str:
     """Percent of the recordings of both held-out folds, with the interval."""
     data, features = recordings(architecture)
-    outputs, labels, places, groups = [], [], [], []
+    splits = [features.split(name) for name in ("validation", "test")]
     try:
-        for split in map(features.split, ("validation", "test")):
-            outputs.append(logits(content, split.features))
-            labels.append(split.labels)
-            places.append(split.recordings + len(groups))
-            groups += split.groups
+        answers = [Answers(logits(content, split.features), split) for split in splits]
     except UserError:
         return "fails"
-    figures = score(*map(np.concatenate, (outputs, labels, places)), groups, data.classes)
+    figures = pooled(answers, data.classes)
     low, high = 100 * figures.accuracy_low, 100 * figures.accuracy_high
     return f"{100 * figures.accuracy:.1f} ({low:.1f}-{high:.1f})"
