@@ -21,6 +21,7 @@ from nas.printing import (
     names_of,
     print_exported,
     print_json,
+    print_layers,
     print_pairs,
     print_problems,
     print_shares,
@@ -319,17 +320,7 @@ def _show(options: argparse.Namespace) -> None:
         print_json({"architecture": str(architecture), **figures, **more, "layers": rows})
         return
     print(architecture)
-    print(
-        f"{'layer':44} {'output':>13} {'params':>8} {'MACs':>11} {'live RAM':>9} "
-        f"{'weights':>8} {'scales':>7} {'graph':>6}"
-    )
-    for layer in table:
-        shape = "x".join(map(str, layer.output_shape))
-        print(
-            f"{layer.name:44} {shape:>13} {layer.parameters:>8,} {layer.macs:>11,} "
-            f"{layer.live_bytes:>9,} {layer.weight_bytes:>8,} {layer.scale_bytes:>7,} "
-            f"{layer.graph_bytes:>6,}"
-        )
+    print_layers(table)
     figures = msgspec.to_builtins(cost)
     print(f"predicted file in bytes: {ledger_in_words(figures.pop('ledger'), cost.file_bytes)}")
     print_pairs({"classes": classes, **figures})

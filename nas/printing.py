@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nas.record import Layer
 
 MOST_SHOWN = 12  # of a list; all of it is in --json
 
@@ -63,6 +66,21 @@ def print_shares(kind: str, accuracies: dict[str, float]) -> None:
         width = max(len(name) for name, _ in worst)
         for name, accuracy in worst:
             print(f"  {name:{width}}  {percent(accuracy):>5} %")
+
+
+def print_layers(table: list[Layer]) -> None:
+    """The layer table, a line each; memory and what each layer takes of the file in bytes."""
+    print(
+        f"{'layer':44} {'output':>13} {'params':>8} {'MACs':>11} {'live RAM':>9} "
+        f"{'weights':>8} {'scales':>7} {'graph':>6}"
+    )
+    for layer in table:
+        shape = "x".join(map(str, layer.output_shape))
+        print(
+            f"{layer.name:44} {shape:>13} {layer.parameters:>8,} {layer.macs:>11,} "
+            f"{layer.live_bytes:>9,} {layer.weight_bytes:>8,} {layer.scale_bytes:>7,} "
+            f"{layer.graph_bytes:>6,}"
+        )
 
 
 def ledger_in_words(ledger: dict[str, int], total: int) -> str:
