@@ -19,14 +19,31 @@ from nas.engine import Limits, run_search
 from nas.errors import UserError
 from nas.measure import QUICK, latencies
 from nas.pareto import front as pareto_front
-from nas.pipeline import MOST_LOST_UNTUNED, Job, evaluate_architecture
+from nas.pipeline import Job, evaluate_architecture
 from nas.progress import Progress, progress
 from nas.published import architecture_named
-from nas.record import KB, Budget, Evaluated, Proxy, StudyInputs, StudyRecord, TrialResult
-from nas.settings import DEFAULT_TRIALS, Settings, budget_of, default_name, load_settings
+from nas.record import (
+    KB,
+    Budget,
+    Evaluated,
+    Proxy,
+    StudyInputs,
+    StudyRecord,
+    TrialResult,
+    in_full,
+)
+from nas.settings import (
+    DEFAULT_TRIALS,
+    Settings,
+    budget_of,
+    default_name,
+    load_settings,
+    refuse_no_number,
+    refuse_no_seed,
+)
 from nas.shipped import load_target
 from nas.space import SearchSpace, load_space
-from nas.storage import told
+from nas.storage import study_folder, told
 from nas.study import load_study
 from nas.target import TargetProfile
 from nas.warm import literature
@@ -112,17 +129,18 @@ def evaluate(
     The artefact and its figures go to studies/evaluated/; reports of studies on the same
     recordings and target show them as marks.
     """
+    refuse_no_seed(seed)
+    if clip_s is not None:
+        refuse_no_number("clip_s", clip_s)
     found, _ = architecture_named(architecture, quantization, clip_s)
-    proxy = Proxy(epochs=_at_least_one(epochs)) if epochs is not None else Proxy()
+    proxy = in_full(Proxy(), Proxy().epochs if epochs is None else _at_least_one(epochs))
     profile = load_target(target).reached_at(remote)
     job = Job(load(data, tolerate_bad_files=tolerate_bad_files), profile, proxy)
     key = f"{found} {job.dataset.fingerprint} {target} {remote or ''} {proxy} {seed}"
     stem = EVALUATED / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     with told("evaluated"):
         stem.parent.mkdir(parents=True, exist_ok=True)
-        result = evaluate_architecture(
-            found, job, seed, os.fspath(stem), tolerance=MOST_LOST_UNTUNED
-        )
+        result = evaluate_architecture(found, job, seed, os.fspath(stem), in_full=True)
         made = Evaluated(
             architecture, job.dataset.fingerprint, job.target.name, proxy.epochs, result
         )
@@ -153,6 +171,7 @@ def export(
     epochs: int | None = None,
     retrain: bool = True,
     cross_validate: bool = False,
+    distill: bool = False,
     data: str | None = None,
     storage: str | None = None,
 ) -> Any:
@@ -160,15 +179,16 @@ def export(
 
     `trial` chooses it; else the most accurate within `max_kb` (default: within the budget).
     `cross_validate` also trains it anew for every fold, for the figure that the literature
-    reports. `data` says where the recordings lie now, if they have moved.
+    reports. `distill` also trains it on the answers of the study's larger networks, and ships
+    that if it is better on validation. `data` says where the recordings lie now, if they have
+    moved.
     """
-    if cross_validate and not retrain:
-        raise UserError(
-            "--cross-validate trains the network anew for every fold, which does not go with "
-            "--no-retrain: leave out one of them"
-        )
+    if not retrain:
+        _refuse_training({"--cross-validate": cross_validate, "--distill": distill})
     if epochs is not None:
         _at_least_one(epochs)
+    if max_kb is not None:
+        refuse_no_number("max_kb", max_kb)
     record = load_study(name, storage)
     chosen = _chosen(record, trial, max_kb)
     dataset = _same_data(record, data or record.inputs.data)
@@ -176,7 +196,7 @@ def export(
     folder = Path(out or f"{name}-trial{chosen.trial}")
     from nas.bundle import export as write_bundle
 
-    return write_bundle(
+    made = write_bundle(
         record,
         chosen,
         job,
@@ -184,7 +204,41 @@ def export(
         epochs=epochs,
         retrain=retrain,
         cross_validate=cross_validate,
+        distill=distill,
     )
+    _note_test(name, made)
+    return made
+
+
+def _refuse_training(flags: dict[str, bool]) -> None:
+    for flag, given in flags.items():
+        if given:
+            raise UserError(
+                f"{flag} trains the network anew, which does not go with --no-retrain: leave out "
+                "one of them"
+            )
+
+
+def tested(name: str) -> dict[int, tuple[float, float, float]]:
+    """By trial, the accuracy on the test split and the ends of its interval, as `export` here last
+    found them."""
+    path = _tested_path(name)
+    if not path.exists():
+        return {}
+    return msgspec.json.decode(path.read_bytes(), type=dict[int, tuple[float, float, float]])
+
+
+def _note_test(name: str, made: Any) -> None:
+    """Beside the study, for its report."""
+    if made.test_accuracy is not None:
+        found = made.test_accuracy, made.test_accuracy_low, made.test_accuracy_high
+        with told(name):
+            _tested_path(name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(_tested_path(name), msgspec.json.encode(tested(name) | {made.trial: found}))
+
+
+def _tested_path(name: str) -> Path:
+    return study_folder(name) / "tested.json"
 
 
 def _chosen(record: StudyRecord, trial: int | None, max_kb: float | None) -> TrialResult:

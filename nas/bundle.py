@@ -5,10 +5,12 @@ The folder appears whole or not at all, and replaces nothing but an earlier, unt
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,7 +30,8 @@ from nas.firmware import Firmware, firmware, refuse_without_c, tried
 from nas.folds import cross_validated, refuse_unfolded
 from nas.measure import latencies_if_there, logits
 from nas.pipeline import Artifact, Job, retrained, score_of
-from nas.record import KB, LatencyKind, Score, StudyRecord, TrialResult
+from nas.record import KB, LatencyKind, Score, StudyRecord, TrialResult, in_full
+from nas.score import softmax
 
 SUMS = "SHA256SUMS"
 MARKS = {"architecture.txt", "classifier.onnx", "frontend.json", "model.onnx", "predict.py"}
@@ -36,12 +39,14 @@ PREDICT = Path(__file__).parent / "assets" / "bundle" / "predict.py"
 RUNTIME = ("numpy", "onnxruntime", "soundfile")
 COMPARED_CLIPS, GOLDEN_CLIPS = 200, 8
 LEAST_EPOCHS, TIMES_PROXY = 60, 4
+TEACHERS = 3
 
 
 class Exported(msgspec.Struct, frozen=True):
     """What `export` made. `promised_accuracy` is the trial's validation accuracy; the test figures
     are None if the data set has no test split, the latency if the device was away, and the figures
-    over all folds unless they were asked for."""
+    over all folds unless they were asked for. `distilled` is whether a network that learned from
+    larger ones ships."""
 
     out: str
     files: list[str]
@@ -55,6 +60,7 @@ class Exported(msgspec.Struct, frozen=True):
     file_bytes: int
     latency_ms: float | None
     latency_kind: LatencyKind
+    distilled: bool = False
     folds_accuracy: float | None = None
     folds_accuracy_low: float | None = None
     folds_accuracy_high: float | None = None
@@ -69,35 +75,42 @@ def export(
     epochs: int | None = None,
     retrain: bool = True,
     cross_validate: bool = False,
+    distill: bool = False,
 ) -> Exported:
     """Retrains the trial's network in full, tests it once and writes the bundle to `out`.
 
     `epochs` of the full training: by default four times the proxy's, at least 60. Without
     `retrain` the trial's own artefact ships. With `cross_validate` the network is also trained
-    anew for every fold and scored over all of them. Raises UserError if `out` holds anything but
-    an earlier export, if it cannot be written, if the network outgrew the study's budget, if there
-    are no folds to validate across, or if a microcontroller is the target and there is no C.
+    anew for every fold and scored over all of them; with `distill` it is also trained with
+    `teachers_of` it. Raises UserError if `out` holds anything but an earlier export, if it cannot
+    be written, if the network outgrew the study's budget, if there are no folds to validate across
+    or no teachers, or if a microcontroller is the target and there is no C.
     """
-    out = out.expanduser().resolve()
+    out = _writable(out)
     _refuse_foreign(out)
     if cross_validate:
         refuse_unfolded(job.dataset)
     if job.target.mcu:
         refuse_without_c(parse(result.architecture))
     epochs = epochs or max(LEAST_EPOCHS, TIMES_PROXY * job.proxy.epochs)
-    job = replace(job, proxy=msgspec.structs.replace(job.proxy, epochs=epochs)) if retrain else job
-    network = _network(record, result, job, retrain)
+    job = replace(job, proxy=in_full(job.proxy, epochs)) if retrain else job
+    teachers = teachers_of(result, record) if distill else []
+    network = _network(record, result, job, retrain, teachers)
     if cross_validate:
         found = cross_validated(network.architecture, job, network.seed)
         network = replace(network, folds=found)
     files = _files(network, record, job)
     _write(out, files)
+    return _exported(network, out, files)
+
+
+def _exported(network: Network, out: Path, files: Iterable[str]) -> Exported:
     test, folds = network.test, network.folds.pooled if network.folds else None
     return Exported(
         out=str(out),
         files=sorted([*files, SUMS]),
-        trial=result.trial,
-        architecture=result.architecture,
+        trial=network.trial,
+        architecture=str(network.architecture),
         promised_accuracy=network.promised.accuracy,
         validation_accuracy=network.validation.accuracy,
         test_accuracy=test.accuracy if test else None,
@@ -106,21 +119,52 @@ def export(
         file_bytes=len(network.artifact),
         latency_ms=network.latency.latency_ms if network.latency else None,
         latency_kind=network.latency.latency_kind if network.latency else "none",
+        distilled=network.distilled,
         folds_accuracy=folds.accuracy if folds else None,
         folds_accuracy_low=folds.accuracy_low if folds else None,
         folds_accuracy_high=folds.accuracy_high if folds else None,
     )
 
 
-def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) -> Network:
+def teachers_of(result: TrialResult, record: StudyRecord) -> list[TrialResult]:
+    """The study's TEACHERS most accurate networks of more parameters than that of `result` that
+    hear clips of the same length, each once. Raises UserError if there are none."""
+    complete = [r for r in record.trials if r.state == "complete"]
+    clip_s, least = parse(result.architecture).front_end.clip_s, _parameters(result)
+    found: dict[str, TrialResult] = {}
+    for r in sorted(complete, key=lambda r: -(r.float_accuracy or 0.0)):
+        architecture = parse(r.architecture)
+        if architecture.front_end.clip_s == clip_s and _parameters(r) > least:
+            blocks = "/".join(map(str, (*architecture.stages, architecture.head)))
+            found.setdefault(blocks, r)
+    if not found:
+        raise UserError(
+            f"--distill: study '{record.name}' has no network larger than that of trial "
+            f"{result.trial} to learn from; leave it out, or search on"
+        )
+    return list(found.values())[:TEACHERS]
+
+
+def _parameters(result: TrialResult) -> int:
+    return result.cost.parameters if result.cost else 0
+
+
+def _network(
+    record: StudyRecord,
+    result: TrialResult,
+    job: Job,
+    retrain: bool,
+    teachers: Sequence[TrialResult],
+) -> Network:
     if result.score is None:
         raise UserError(f"trial {result.trial} is {result.state}, only a complete one can ship")
     architecture, dataset = parse(result.architecture), job.dataset
-    seed = record.inputs.seed_of(result.trial)
+    seed = record.inputs.seed_of(result.trained_by)
     features = compute(dataset, architecture.front_end)
-    made = retrained(architecture, job, features, seed) if retrain else _own(result)
+    larger = [parse(teacher.architecture) for teacher in teachers]
+    made = retrained(architecture, job, features, seed, larger) if retrain else _own(result)
+    _refuse_outgrown(made.content, result, record)
     artifact = made.content
-    _refuse_outgrown(artifact, result, record)
     scale = features.mean, features.std
     validation = features.split("validation")
     outputs = logits(artifact, validation.features)
@@ -136,6 +180,8 @@ def _network(record: StudyRecord, result: TrialResult, job: Job, retrain: bool) 
         retrained=retrain,
         artifact=artifact,
         fine_tuned=made.fine_tuned,
+        teachers=[teacher.trial for teacher in teachers],
+        distilled=made.distilled,
         classifier=classifier(artifact, architecture, *scale, dataset.classes),
         cost=estimate(architecture, len(dataset.classes), job.target),
         latency=latency,
@@ -206,8 +252,7 @@ def _agreement(
         job.dataset, [clips[i] for i in chosen], settings.sample_rate_hz, settings.clip_s
     )
     ours = logits(single, audio)
-    powers = np.exp(outputs - outputs.max(1, keepdims=True))[np.isin(recordings, chosen)]
-    theirs = powers / powers.sum(1, keepdims=True)
+    theirs = softmax(outputs)[np.isin(recordings, chosen)]
     same = ours.argmax(1) == theirs.argmax(1)
     return Agreement(len(ours), float(same.mean()), float(np.abs(ours - theirs).max()))
 
@@ -250,26 +295,47 @@ def _json(value: object) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
+def _writable(out: Path) -> Path:
+    """The whole path, in a folder that takes new folders: told before the training."""
+    try:
+        out = out.expanduser().resolve()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=out.parent):
+            out.exists()  # raises for a name that is too long
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such user in ~user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(_UNWRITABLE.format(out, reason)) from None
+    return out
+
+
+_UNWRITABLE = "cannot write the bundle {}: {}; give another folder with --out"
+
+
 def _write(out: Path, files: dict[str, bytes]) -> None:
     """The bundle in one step; an earlier one makes room at the last moment."""
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     listing = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=".old-", dir=out.parent) as attic,
-            whole_folder(out) as folder,
-        ):
-            for name, content in {**files, SUMS: listing}.items():
-                (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).write_bytes(content)
-            _refuse_foreign(out)
-            if out.exists():
-                out.rename(Path(attic) / out.name)
+        with tempfile.TemporaryDirectory(prefix=".old-", dir=out.parent) as attic:
+            with _restored(Path(attic) / out.name, out), whole_folder(out) as folder:
+                for name, content in {**files, SUMS: listing}.items():
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    (folder / name).write_bytes(content)
+                _refuse_foreign(out)
+                if out.exists():
+                    out.rename(Path(attic) / out.name)
     except OSError as error:
-        raise UserError(
-            f"cannot write the bundle {out}: {error.strerror}; give another folder with --out"
-        ) from None
+        raise UserError(_UNWRITABLE.format(out, error.strerror)) from None
+
+
+@contextlib.contextmanager
+def _restored(old: Path, out: Path) -> Iterator[None]:
+    """Brings `old` back to `out` if nothing new came there."""
+    try:
+        yield
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
 
 
 def _refuse_foreign(out: Path) -> None:

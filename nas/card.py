@@ -20,7 +20,8 @@ from nas.dataset import Dataset
 from nas.firmware import Board, Firmware
 from nas.folds import CrossValidation
 from nas.pareto import kb_text, percent
-from nas.record import Cost, Latency, Proxy, Score, StudyRecord
+from nas.record import Cost, Latency, Proxy, Score, StudyRecord, in_full
+from nas.shipped import names
 from nas.splits import SPLITS
 
 TEMPLATE = Path(__file__).parent / "assets" / "bundle" / "README.template.md"
@@ -38,7 +39,8 @@ class Agreement:
 @dataclass(frozen=True)
 class Network:
     """The network that ships and all that was measured of it. `promised` is what the trial scored
-    on validation; `end_to_end` is the latency from the waveform on."""
+    on validation; `end_to_end` is the latency from the waveform on; `teachers` are the trials
+    that it was to learn from, `distilled` whether it did better so."""
 
     architecture: Architecture
     trial: int
@@ -47,6 +49,8 @@ class Network:
     retrained: bool
     artifact: bytes
     fine_tuned: bool
+    teachers: list[int]
+    distilled: bool
     classifier: bytes
     cost: Cost
     latency: Latency | None
@@ -80,6 +84,7 @@ def card(network: Network, record: StudyRecord, dataset: Dataset) -> str:
         cost=_cost(network, record),
         agreement=_agreement(network.agreement),
         firmware=_firmware(network.firmware) if network.firmware else "",
+        c_files="\n| c/ | the classifier in C99, as above |" if network.firmware else "",
         limits=_limits(network, dataset),
         rebuild=_rebuild(network, record, dataset),
     )
@@ -126,17 +131,31 @@ def _accuracy(network: Network, dataset: Dataset) -> str:
         ("all folds, each by a network trained on others", folds.pooled if folds else None),
     ]
     rows = [[name, _percent(s.accuracy), _interval(s)] for name, s in shown if s]
-    told = _folds(folds, dataset) if folds else ""
+    told = (_folds(network, folds, dataset) if folds else "") + _distillation(network)
     return _table(["recordings", "accuracy", "95 % interval"], rows) + told
 
 
-def _folds(folds: CrossValidation, dataset: Dataset) -> str:
+def _distillation(network: Network) -> str:
+    """What came of the teachers, if there were any."""
+    if not network.teachers:
+        return ""
+    trials = ", ".join(map(str, network.teachers))
+    came = "is better and ships" if network.distilled else "is no better, so the other one ships"
+    return (
+        f"\n\nThe network was trained with and without the answers of larger ones (trials "
+        f"{trials}, trained in full): on validation the one that learned from them {came}."
+    )
+
+
+def _folds(network: Network, folds: CrossValidation, dataset: Dataset) -> str:
     each = ", ".join(f"{name} {_percent(accuracy)}" for name, accuracy in folds.folds.items())
     chosen = {clip.fold for clip in dataset.split("validation")}
     return (
         f"\n\nBy fold: {each}. The search chose the architecture with fold "
         f"{', '.join(sorted(f or '' for f in chosen))} for validation, so that fold has been seen "
         "by the choice; the network that ships is not one of these."
+        + " They had no teachers."
+        * bool(network.teachers)
     )
 
 
@@ -279,21 +298,21 @@ def _limits(network: Network, dataset: Dataset) -> str:
 def _rebuild(network: Network, record: StudyRecord, dataset: Dataset) -> str:
     recipe, epochs = network.recipe, f"--epochs {network.recipe.epochs}"
     how = epochs if network.retrained else "--no-retrain"
-    if network.folds:
-        how += " --cross-validate"
+    how += " --cross-validate" * bool(network.folds) + " --distill" * bool(network.teachers)
     lines = [
         "With the study at hand:",
         "",
         f"    nas export {shlex.quote(record.name)} --trial {network.trial} {how}",
         "",
     ]
-    if recipe == Proxy(epochs=recipe.epochs):
+    alone = network.retrained and not network.distilled
+    if alone and recipe == in_full(Proxy(), recipe.epochs):
         data = shlex.quote(dataset.name if dataset.note else f"PATH/TO/{dataset.name}")
         lines += [
             "Without it, from the recordings:",
             "",
             f"    nas evaluate {network.architecture} --data {data} "
-            f"--target {record.inputs.target} {epochs} --seed {network.seed}",
+            f"--target {_target(record.inputs.target)} {epochs} --seed {network.seed}",
             "",
         ]
     return "\n".join(
@@ -304,6 +323,11 @@ def _rebuild(network: Network, record: StudyRecord, dataset: Dataset) -> str:
             f"recipe of the training: `{json.dumps(msgspec.to_builtins(recipe))}`.",
         ]
     )
+
+
+def _target(name: str) -> str:
+    """As a command line takes it: a profile of the user's own is a file."""
+    return name if name in names("targets") else f"PATH/TO/{shlex.quote(name)}.toml"
 
 
 def confusion_svg(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:

@@ -120,10 +120,16 @@ def _fourier(build: _Nodes, settings: FrontEnd) -> str:
     return build("Mul", waves, build("Pad", window, sides))
 
 
+def mel_points_hz(settings: FrontEnd) -> NDArray[np.float64]:
+    """[mels + 2]: where the bands' triangles begin, peak and end, on the HTK mel scale."""
+    top = 2595 * np.log10(1 + settings.sample_rate_hz / 2 / 700)
+    points: NDArray[np.float64] = 700 * (10 ** (np.linspace(0, top, settings.mels + 2) / 2595) - 1)
+    return points
+
+
 def _mel_bands(build: _Nodes, settings: FrontEnd) -> str:
     """[mels, 2 x bins]: triangles on the HTK mel scale, once for each half of the spectrum."""
-    top = 2595 * np.log10(1 + settings.sample_rate_hz / 2 / 700)
-    hz = 700 * (10 ** (np.linspace(0, top, settings.mels + 2) / 2595) - 1)
+    hz = mel_points_hz(settings)
     low, middle, high = (hz[i : i + settings.mels, None] for i in range(3))
     bins = settings.fft // 2 + 1
     step = (settings.sample_rate_hz // 2) / (bins - 1)

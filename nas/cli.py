@@ -7,6 +7,7 @@ something, 1 our fault, 130 interrupted (nothing lost).
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import time
@@ -101,7 +102,7 @@ def _add_search(commands: Any) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     from nas import api, report
-    from nas.record import KB
+    from nas.pareto import front, recommended
 
     # Slurm and Kubernetes end a job with SIGTERM: as after Ctrl-C, its trials are recorded, even
     # where a script's `&` had SIGINT ignored.
@@ -112,7 +113,9 @@ def _search(options: argparse.Namespace) -> None:
     page = _write_page([record.name], options.storage)
     print(report.front_table(record))
     print(f"\nPage: {page}")
-    print(f"Next: nas export {record.name} --max-kb {record.inputs.budget.size_bytes / KB:g}")
+    if points := front(record.trials, record.inputs.size_kind, record.inputs.budget):
+        where = f" --storage {shlex.quote(options.storage)}" if options.storage else ""
+        print(f"Next: nas export {record.name} --trial {recommended(points).trial}{where}")
 
 
 def _add_front(commands: Any) -> None:
@@ -162,7 +165,7 @@ def _report(options: argparse.Namespace) -> None:
 def _write_page(
     names: Sequence[str], storage: str | None, live: bool = False, battery_mwh: float = 0.0
 ) -> Path:
-    from nas import report
+    from nas import api, report
     from nas.arch import parse
     from nas.cost import layers
     from nas.pareto import front
@@ -175,7 +178,7 @@ def _write_page(
         points = front(record.trials, inputs.size_kind, inputs.budget)
         tables = {r.trial: layers(parse(r.architecture), len(inputs.classes)) for r in points}
         extras[record.name] = report.Extras(
-            importance(record.name, storage), tables, battery_mwh=battery_mwh
+            importance(record.name, storage), tables, api.tested(record.name), battery_mwh
         )
     page = Path("studies") / names[0] / "report.html"
     report.write_html(records, page, extras=extras, references=_references(records), live=live)
@@ -190,7 +193,7 @@ def _references(records: Sequence[StudyRecord]) -> list[Any]:
     keys = ("accuracy", "size_kb", "latency_ms", "macs", "peak_ram_bytes")
     marks = []
     for made in api.evaluated(records[0]):
-        if "/" not in made.name:
+        if "/" not in made.name and made.result.score:
             figures = row(made.result, records[0].inputs.size_kind)
             source = f"Trained here for {made.epochs} epochs by nas evaluate."
             known = {key: figures[key] for key in keys}
@@ -216,6 +219,11 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--cross-validate", action="store_true", help="also train it anew for every fold"
     )
+    parser.add_argument(
+        "--distill",
+        action="store_true",
+        help="also train it on the answers of the study's larger networks; the better ships",
+    )
     parser.add_argument("--data", help="where the recordings are now, if they have moved")
     _json_flag(parser)
 
@@ -233,6 +241,7 @@ def _export(options: argparse.Namespace) -> None:
         epochs=options.epochs,
         retrain=not options.no_retrain,
         cross_validate=options.cross_validate,
+        distill=options.distill,
         data=options.data,
         storage=options.storage,
     )

@@ -37,7 +37,9 @@ def over_limits(architecture: Architecture, cost: Cost, inputs: StudyInputs) -> 
     if budget.latency_ms and target.mcu:
         latency_ms = cost.latency_ms or 2 * budget.latency_ms
         over["latency_ms"] = latency_ms / budget.latency_ms - 1
-    if target.rules and target.rules.formats:
+    if target.mcu:  # the C of a bundle is that of int8 networks
+        over["format"] = 0.0 if architecture.quantization.scheme == "int8" else 1.0
+    elif target.rules and target.rules.formats:
         over["format"] = 0.0 if _format_allowed(architecture, target.rules.formats) else 1.0
     return over
 

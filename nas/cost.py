@@ -18,15 +18,16 @@ _FLOAT_BYTES = 4  # the front end keeps one window of samples and its spectrum i
 
 
 def layers(architecture: Architecture, classes: int) -> list[Layer]:
-    """The layer table. Operations that run in place are counted with the one before them.
+    """The layer table. Operations that run in place, padding among them, are counted with the one
+    before them.
 
     `bytes` are the parameters at their stored width; `live_bytes` the feature maps that must be
     in memory while the layer runs. With the container of `estimate`'s ledger, the bytes of the
     file add up to its predicted length.
     """
     found, quantization = operations(architecture, classes), architecture.quantization
-    live = live_bytes(found, architecture.front_end.shape, WIDTH[quantization.scheme])
     widths = weight_widths(found, quantization)
+    live = live_bytes(found, widths, architecture.front_end.shape, WIDTH[quantization.scheme])
     shares, _ = file_shares(found, architecture.front_end.shape, quantization)
     rows: list[Layer] = []
     for operation, width, share, alive in zip(found, widths, shares, live, strict=True):
@@ -72,6 +73,7 @@ def estimate(architecture: Architecture, classes: int, target: TargetProfile | N
     front_end, quantization = architecture.front_end, architecture.quantization
     widths = weight_widths(found, quantization)
     parameter_bytes = sum(o.parameters * w for o, w in zip(found, widths, strict=True))
+    live = live_bytes(found, widths, front_end.shape, WIDTH[quantization.scheme])
     shares, container = file_shares(found, front_end.shape, quantization)
     weights, scales, graph = (sum(column) for column in zip(*shares, strict=True))
     ledger = Ledger(weights, scales, graph, container)
@@ -82,7 +84,7 @@ def estimate(architecture: Architecture, classes: int, target: TargetProfile | N
         parameter_bytes=parameter_bytes,
         file_bytes=sum(msgspec.structs.astuple(ledger)),
         flash_bytes=parameter_bytes + 8 * _channels(found) * (quantization.scheme == "int8"),
-        peak_ram_bytes=max(live_bytes(found, front_end.shape, WIDTH[quantization.scheme])),
+        peak_ram_bytes=max(live),
         front_end_macs=front_end_macs(front_end),
         front_end_ram_bytes=2 * _FLOAT_BYTES * front_end.fft,
         ledger=ledger,

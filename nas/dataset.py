@@ -116,8 +116,13 @@ def on_fold(dataset: Dataset, fold: str) -> Dataset:
 def _locate(path_or_name: str) -> Path:
     if path_or_name in BUILT_IN:
         return _built_in(path_or_name)
-    path = Path(path_or_name).expanduser()
-    if not path.exists():
+    try:
+        path = Path(path_or_name).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such user in ~user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path_or_name}: cannot be looked at: {reason}") from None
+    if not there:
         hint = f" ({nearest(path_or_name, list(BUILT_IN))})" if path.name == path_or_name else ""
         raise UserError(
             f"{path}: no such folder or built-in data set{hint}; give a folder of recordings or a "

@@ -24,6 +24,7 @@ from nas import workers as pools
 from nas.arch import Architecture
 from nas.artifacts import fetch, place_of, prepare
 from nas.errors import UserError
+from nas.formats import next_format, trained_before
 from nas.gate import cost_of, excesses, fits, refuse_impossible, why
 from nas.measure import TOGETHER, latencies_if_there
 from nas.pareto import front
@@ -53,7 +54,7 @@ from nas.study import (
     time_again,
     withdraw,
 )
-from nas.warm import beginnings
+from nas.warm import beginnings, ladder
 from nas.workers import Order
 
 # A proposal that cannot fit costs some tens of milliseconds. So many in a row, and there is
@@ -88,7 +89,7 @@ def run_search(
     networks: Sequence[Architecture] = (),
 ) -> StudyRecord:
     """Runs or continues the study until its limits; returns all that it holds. It begins with those
-    of the `networks` that the space holds and that fit.
+    of the `networks` that the space holds and that fit, then with a ladder.
 
     Raises UserError if the study exists with other inputs or if nothing in the space fits the
     budget. KeyboardInterrupt passes through with every finished trial recorded.
@@ -100,10 +101,11 @@ def run_search(
         folder.mkdir(parents=True, exist_ok=True)
         prepare(place)
         study = open_study(name, storage, inputs, progress.event)
-        begin = beginnings(networks, space, job.dataset.clip_s, partial(fits, inputs))
-        run = _Run(study, space, inputs, job, limits, progress, folder, place, begin)
+        run = _Run(study, space, inputs, job, limits, progress, folder, place)
         if not run.over():
+            # The workers take seconds to start, in which the parent prepares what they are given.
             with pools.pool(workers, run.task, folder / "workers.log") as pool:
+                run.prepare(networks)
                 run.loop(pool)
         run.time_front()
     return load_study(name, storage)
@@ -133,11 +135,11 @@ class _Run:
         progress: Progress,
         folder: Path,
         place: str,
-        begin: dict[str, dict[str, Any]],
     ) -> None:
         self.study, self.space, self.inputs, self.job = study, space, inputs, job
         self.limits, self.progress, self.folder, self.place = limits, progress, folder, place
-        self.begin = begin
+        self.begin: set[str] = set()
+        self.untried: list[dict[str, Any]] = []
         self.task = pools.Task(inputs.data, inputs.profile, inputs.proxy, job.max_latency_ms)
         self.start = time.monotonic()
         self.results: dict[int, TrialResult] = {}
@@ -146,8 +148,34 @@ class _Run:
         self.refused_in_a_row = self.failed_in_a_row = self.slow_in_a_row = 0
         self.pulse = Pulse(study, inputs)
         self._look()
-        known = {result.architecture for result in self._finished()}
-        self.untried = [text for text in begin if text not in known]
+
+    def prepare(self, networks: Sequence[Architecture]) -> None:
+        """Finds what is to be tried before the sampler proposes: what the search begins with, and
+        other formats of what an earlier process had trained."""
+        clip_s, most = self.job.dataset.clip_s, self.inputs.budget.size_bytes
+        steps = ladder(self.space, clip_s, self._size_if_fits, most, self.inputs.seed)
+        within = partial(fits, self.inputs)
+        found = beginnings([*networks, *steps], self.space, clip_s, within)
+        self.begin = set(found)
+        # What lost its worker is tried again; what int8 broke, or what is too slow, is not.
+        known = {r.architecture for r in self.results.values() if _settled(r)}
+        self.untried = [choices for text, choices in found.items() if text not in known]
+        if not self.elsewhere:
+            for result in front(self.results.values(), self.inputs.size_kind, self.inputs.budget):
+                self._add_format(result)
+
+    def _size_if_fits(self, architecture: Architecture) -> int | None:
+        """Predicted size in bytes; None for what is over a limit."""
+        cost = cost_of(architecture, self.inputs)
+        over = excesses(architecture, cost, self.inputs)
+        return None if over else int(getattr(cost, self.inputs.size_kind))
+
+    def _add_format(self, result: TrialResult) -> None:
+        """Has the network of `result` measured in another number format next, if one promises."""
+        results, clip_s = self.results.values(), self.job.dataset.clip_s
+        other = next_format(result, results, self.space, self.inputs, clip_s)
+        if other and other not in self.untried:
+            self.untried.insert(0, other)
 
     def over(self) -> bool:
         """Whether the search has ended for this process, but for what it runs."""
@@ -230,11 +258,14 @@ class _Run:
                 withdraw(self.study, trial)
                 return
             start(trial, *candidate)
+            if self._overtaken(trial, candidate):
+                continue
             self.running[trial.number] = trial, candidate
             stem = f"{self.place}/{trial.number:05d}"
             seed = self.inputs.seed_of(trial.number)
             to_reach = self._bars(architecture)
-            worker.give(Order(trial.number, *candidate, seed, stem, to_reach))
+            before = trained_before(*candidate, self.results.values())
+            worker.give(Order(trial.number, *candidate, seed, stem, to_reach, before))
             return
 
     def _covered(self, trial: Trial) -> bool:
@@ -250,19 +281,19 @@ class _Run:
         return len(self._finished()) + len(before) >= self.limits.trials
 
     def _ask(self) -> Trial:
-        """What the search begins with, one after the other; then what the sampler proposes."""
-        begin = self.begin[self.untried.pop(0)] if self.untried else None
+        """What the search begins with, one after the other, and what was trained in other formats;
+        then what the sampler proposes."""
+        begin = self.untried.pop(0) if self.untried else None
         return ask(self.study, self.inputs.seed, begin)
 
     def _bars(self, architecture: Architecture) -> dict[int, float]:
         """What it must reach at each rung, by the trials that have ended when it starts. What the
         search begins with is trained in full."""
-        kind = self.inputs.size_kind
         epochs = rung_epochs(self.inputs.proxy.epochs)
         if str(architecture) in self.begin:
             return dict.fromkeys(epochs, 0.0)
-        size = getattr(cost_of(architecture, self.inputs), kind)
-        return bars(size, epochs, ran(self.results.values(), kind))
+        parameters = cost_of(architecture, self.inputs).parameters
+        return bars(parameters, epochs, ran(self.results.values()))
 
     def _refused(self, trial: Trial, architecture: Architecture, candidate: Candidate) -> bool:
         cost = cost_of(architecture, self.inputs)
@@ -295,6 +326,17 @@ class _Run:
         self._record(trial, msgspec.structs.replace(result, seconds=0.0, finished_at=0.0))
         return True
 
+    def _overtaken(self, trial: Trial, candidate: Candidate) -> bool:
+        """Whether another process, at the same moment, has started the same: the first one asked
+        goes on."""
+        self._look()
+        first = [
+            n for n, other in self.elsewhere.items() if other == candidate and n < trial.number
+        ]
+        if first:
+            self._record(trial, candidate.result("repeated", f"trial {first[0]} is running it"))
+        return bool(first)
+
     def _record_answer(self, worker: pools.Worker) -> pools.Answer:
         number = worker.order.trial if worker.order else -1
         answer = worker.take()
@@ -302,6 +344,7 @@ class _Run:
         result = msgspec.structs.replace(answer.result, trial=number, training=candidate.training)
         self._record(trial, result)
         self.progress.event(event_of(result, self.inputs))
+        self._add_format(result)
         return answer
 
     def _take(self, worker: pools.Worker, pool: list[pools.Worker]) -> None:
@@ -362,9 +405,14 @@ class _Run:
     def _finished(self) -> list[TrialResult]:
         return [r for r in self.results.values() if r.state in ("complete", "stopped")]
 
+    def _seconds_of_training(self) -> list[float]:
+        """Of each trial that trained its network to the end."""
+        complete = [r for r in self.results.values() if r.state == "complete"]
+        return [r.seconds for r in complete if r.weights_of is None]
+
     def _too_late(self) -> bool:
         """Whether a trial that is started now would usually end too late."""
-        seconds = [r.seconds for r in self.results.values() if r.state == "complete"]
+        seconds = self._seconds_of_training()
         usual = median(seconds) if seconds else 0.0
         return self._seconds_to_go() <= max(0.0, usual - OVERTIME_S)
 
@@ -388,13 +436,18 @@ class _Run:
         )
 
     def _seconds_left(self, left: int | None) -> float | None:
-        seconds = [r.seconds for r in self.results.values() if r.state == "complete"]
+        seconds = self._seconds_of_training()
         by_time = self._seconds_to_go() if self.limits.minutes else None
         if left is None or not seconds or not self.running:
             return None if by_time is None else max(0.0, by_time)
         to_do = left + len(self.running) / 2
         by_trials = to_do * sum(seconds) / len(seconds) / len(self.running)
         return by_trials if by_time is None else max(0.0, min(by_time, by_trials))
+
+
+def _settled(result: TrialResult) -> bool:
+    """Whether trying it again would give the same."""
+    return result.state in ("complete", "stopped") or bool(result.latency or result.float_accuracy)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Log-mel features of a data set, computed once per front end and memory-mapped by all workers.
 
-One entry of the cache is one data set (by fingerprint) under one front end: a float16 array per
-split, normalised by the training split's mean and deviation, and those two. Clips longer than the
-front end's are cut into windows, shorter ones are repeated until they fill it.
+One entry of the cache is one data set (by fingerprint) under one front end: an array per split,
+normalised by the training split's mean and deviation, and those two. The training split is in
+float16; the others are in float32, so that a network is scored on what it hears once shipped. Clips
+longer than the front end's are cut into windows, shorter ones are repeated until they fill it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,10 @@ from nas.dataset import Dataset
 from nas.errors import UserError
 
 FLOOR = 1e-6
-_VERSION = 1
+_VERSION = 2
 _OVERHANG = 0.1  # a remainder shorter than this share of a clip gets no window of its own
 _SMALLEST_DEVIATION = 0.1
 _BATCH_SAMPLES = 1 << 20
-_DTYPE = np.dtype(np.float16)
 
 
 class Window(NamedTuple):
@@ -56,11 +56,12 @@ class Window(NamedTuple):
 class SplitFeatures:
     """Features of one split, and which recording each row belongs to.
 
-    `features` is float16 [windows, 1 + deltas, mel bands, frames], mapped from disk; `labels` and
-    `recordings` are int64 [windows]; `clips` has one entry per recording.
+    `features` is [windows, 1 + deltas, mel bands, frames], mapped from disk, float16 for training
+    and float32 else; `labels` and `recordings` are int64 [windows]; `clips` has one entry per
+    recording.
     """
 
-    features: npt.NDArray[np.float16]
+    features: npt.NDArray[np.float16] | npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     recordings: npt.NDArray[np.int64]
     clips: tuple[Clip, ...]
@@ -212,24 +213,26 @@ def _open_split(entry: Path, dataset: Dataset, settings: FrontEnd, name: Split) 
 class _RowFile:
     """An .npy array that several threads fill row by row; mapping it would count as memory."""
 
-    def __init__(self, file: IO[bytes], shape: tuple[int, ...]) -> None:
-        header = {"descr": _DTYPE.str, "fortran_order": False, "shape": shape}
+    def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        self.dtype = np.dtype(dtype)
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
         self.file, self.row_shape, self.offset = file, shape[1:], file.tell()
-        self.row_bytes = math.prod(self.row_shape) * _DTYPE.itemsize
+        self.row_bytes = math.prod(self.row_shape) * self.dtype.itemsize
 
-    def write(self, start: int, rows: npt.NDArray[np.float16]) -> None:
-        data = memoryview(rows.tobytes())
+    def write(self, start: int, rows: Tensor) -> None:
+        data = memoryview(rows.numpy().astype(self.dtype, copy=False).tobytes())
         position = self.offset + start * self.row_bytes
         while data:
             written = os.pwrite(self.file.fileno(), data, position)
             data, position = data[written:], position + written
 
-    def read(self, part: range) -> npt.NDArray[np.float16]:
+    def read(self, part: range) -> Tensor:
         position = self.offset + part.start * self.row_bytes
         data = os.pread(self.file.fileno(), len(part) * self.row_bytes, position)
-        return np.frombuffer(data, _DTYPE).reshape(len(part), *self.row_shape)
+        rows = np.frombuffer(data, self.dtype).reshape(len(part), *self.row_shape)
+        return torch.from_numpy(rows.astype(np.float32))
 
 
 def _write_split(
@@ -241,7 +244,8 @@ def _write_split(
         leftover.unlink()
     with tempfile.NamedTemporaryFile("w+b", dir=entry, prefix=".new-", delete=False) as file:
         try:
-            rows = _RowFile(file, (len(cut), *settings.shape))
+            kept = np.float16 if name == "train" else np.float32
+            rows = _RowFile(file, (len(cut), *settings.shape), kept)
             if name == "train":
                 _write_training(rows, entry, dataset, settings, cut, workers)
             else:
@@ -266,7 +270,7 @@ def _write_training(
     sums = _fill(rows, dataset, settings, cut, None, workers)
     scale = _scale(sums / (len(cut) * settings.frames))
     for part in _parts(len(cut), settings):
-        rows.write(part.start, _normalised(torch.from_numpy(rows.read(part).copy()), scale))
+        rows.write(part.start, _normalised(rows.read(part), scale))
     stored = io.BytesIO()
     np.save(stored, scale.numpy())
     write_whole(entry / "normalisation.npy", stored.getvalue())
@@ -297,7 +301,7 @@ def _fill(
         audio = _audio(dataset, mine, settings.sample_rate_hz, settings.clip_s)
         with torch.inference_mode():
             mel = front_end(torch.from_numpy(audio), settings)
-            rows.write(part.start, _half(mel) if scale is None else _normalised(mel, scale))
+            rows.write(part.start, mel if scale is None else _normalised(mel, scale))
             sums[number, 0] = mel.sum((0, 3), dtype=torch.float64)
             sums[number, 1] = mel.square().sum((0, 3), dtype=torch.float64)
 
@@ -315,11 +319,7 @@ def _scale(means: Tensor) -> Tensor:
     return torch.stack([mean, deviation]).float()
 
 
-def _normalised(features: Tensor, scale: Tensor) -> npt.NDArray[np.float16]:
+def _normalised(features: Tensor, scale: Tensor) -> Tensor:
     mean, deviation = scale[:, None, :, :, None]
-    return _half((features.float() - mean) / deviation)
-
-
-def _half(features: Tensor) -> npt.NDArray[np.float16]:
-    array: npt.NDArray[np.float16] = features.half().numpy()
-    return array
+    normalised: Tensor = (features - mean) / deviation
+    return normalised

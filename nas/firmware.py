@@ -1,7 +1,7 @@
 """The folder c/ of a bundle: an int8 network and its front end as C99, with a test of both.
 
 Everything is static: constant tables, one arena that network and front end share, no heap and no
-double precision. README.md in assets/c says how to build and call it.
+double precision. The bundle's README.md says how to build and call it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from nas.arch import Architecture, FrontEnd
+from nas.classifier import mel_points_hz
 from nas.csource import network_source
 from nas.errors import UserError
 from nas.features import FLOOR, front_end
@@ -35,6 +36,7 @@ FEATURE_STEP = 1 / 256  # of golden features: fixed-point numbers that float32 h
 CORES: tuple[Core, ...] = ("m4", "m7")
 _RING = 5
 _GOLDEN_BYTES = 2_000_000
+TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,7 @@ def _tables(settings: FrontEnd, mean: Floats, std: Floats) -> str:
 def _mel(settings: FrontEnd) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Bins where each segment between two mel points starts, and the place of each bin in its
     segment, 0 to 1: it rises in one triangle as it falls in the one before."""
-    top = 2595 * np.log10(1 + settings.sample_rate_hz / 2 / 700)
-    points = 700 * (10 ** (np.linspace(0, top, settings.mels + 2) / 2595) - 1)
+    points = mel_points_hz(settings)
     hz = np.linspace(0, settings.sample_rate_hz // 2, settings.fft // 2 + 1)
     edges = np.searchsorted(hz, points)
     segment = np.clip(np.searchsorted(points, hz, side="right") - 1, 0, settings.mels)
@@ -246,6 +247,9 @@ class Board(msgspec.Struct, frozen=True):
     ram_bytes: int
 
 
+_FIGURES = set(Board.__struct_fields__)
+
+
 def missing_tools() -> list[str]:
     """Programs that `simulate` needs and that are not installed here."""
     tools = ("make", "arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm")
@@ -260,7 +264,8 @@ def simulate(folder: Path, core: Core) -> Board:
     if missing := missing_tools():
         raise UserError(f"a simulated board needs {', '.join(missing)}: install them")
     printed = _make(folder, core)
-    figures = {name: int(number) for name, number in map(str.split, printed.splitlines())}
+    spoken = [line.split() for line in printed.splitlines()]
+    figures = {words[0]: int(words[1]) for words in spoken if words and words[0] in _FIGURES}
     _make(folder, f"size.{core}")
     sizes = _output(["arm-none-eabi-size", f"size.{core}"], folder)
     text, data, bss = map(int, sizes.splitlines()[1].split()[:3])
@@ -273,15 +278,19 @@ def _make(folder: Path, goal: str) -> str:
 
 def _output(command: Sequence[str], folder: Path) -> str:
     # a board speaks to standard error
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        spoken = " ".join(command)
+        raise UserError(f"`{spoken}` in c/ did not end within {TIMEOUT_S} s") from None
     if done.returncode:
         said = done.stdout.strip().splitlines()[-1:]
         raise UserError(f"`{' '.join(command)}` in c/ failed: {' '.join(said)}")
@@ -299,10 +308,10 @@ class Firmware:
 
 def tried(files: dict[str, bytes]) -> Firmware:
     """`files` on simulated boards of all CORES, if the tools for it are installed."""
-    with tempfile.TemporaryDirectory() as name:
-        for path, content in files.items():
-            (Path(name) / path).write_bytes(content)
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            for path, content in files.items():
+                (Path(name) / path).write_bytes(content)
             return Firmware(files, [simulate(Path(name), core) for core in CORES])
-        except UserError as error:
-            return Firmware(files, [], str(error))
+    except (UserError, OSError) as error:  # a full disk is no reason to lose the training
+        return Firmware(files, [], str(error))

@@ -42,17 +42,15 @@ class CrossValidation(NamedTuple):
     folds: dict[str, float]
 
 
-def cross_validated(
-    architecture: Architecture, job: Job, seed: int, folds: Sequence[str] = ()
-) -> CrossValidation:
-    """Trains a network for each of these folds (default: all) and tests its file on it.
+def cross_validated(architecture: Architecture, job: Job, seed: int) -> CrossValidation:
+    """Trains a network for each fold and tests its file on it.
 
     The fold before it is left for validation, the others are trained on. Raises UserError if the
     data set has no folds.
     """
     refuse_unfolded(job.dataset)
     found, accuracies = [], {}
-    for fold in folds or job.dataset.folds:
+    for fold in job.dataset.folds:
         part = replace(job, dataset=on_fold(job.dataset, fold))
         found.append(answers(architecture, part, seed))
         accuracies[fold] = score_of(*found[-1], part.dataset).accuracy

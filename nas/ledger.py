@@ -18,6 +18,7 @@ from torch import nn
 from nas.arch import Quantization
 from nas.blocks import SubSpectralNorm
 from nas.network import OPSET
+from nas.plain import not_fused
 from nas.trace import Operation, Shape, both
 
 WIDTH = {"float32": 4, "float16": 2, "int8": 1}
@@ -136,7 +137,17 @@ class _Sketch:
             self._operation(i)
         if self.quantization.scheme == "float16":
             self._node("Cast", [self.value[len(self.found) - 1]], to=TensorProto.FLOAT)
+        self._zero_points()
         return self
+
+    def _zero_points(self) -> None:
+        """Those of weights that slimming keeps."""
+        kept = not_fused((op, inputs, output) for op, inputs, output, _ in self.nodes)
+        for number, (_, inputs, output, _) in enumerate(self.nodes):
+            scales = self.tensors[inputs[1]][0] if output in kept else ()
+            if scales:
+                self.at = self.node_owners[number]
+                inputs.append(self._tensor(f"zeros{number}", scales, TensorProto.INT8))
 
     def _operation(self, i: int) -> None:
         self.at, operation = i, self.found[i]

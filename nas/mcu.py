@@ -42,7 +42,7 @@ def work(found: Sequence[Operation], widths: Sequence[int], shape: Shape, width:
     the bytes of a value of a feature map."""
     layers = [operation for operation in found if operation.macs]
     depthwise = sum(o.macs for o in layers if o.kind == "depthwise")
-    live = live_bytes(found, shape, width)
+    live = live_bytes(found, widths, shape, width)
     return Work(
         dense_macs=sum(o.macs for o in layers) - depthwise,
         depthwise_macs=depthwise,

@@ -26,7 +26,7 @@ from nas.pareto import (
     smallest_in_interval,
     within,
 )
-from nas.record import KB, Budget, Layer, Score, SizeKind, StudyRecord, TrialResult, size_bytes
+from nas.record import KB, Budget, Layer, SizeKind, StudyRecord, TrialResult, size_bytes
 
 MARGINS_KB = (8, 16, 32, 64, 128, 256)
 # A confusion matrix of 50 classes takes 6 KB: above this, only the front keeps its details.
@@ -38,12 +38,13 @@ class Extras:
     """What the caller may know about a study beyond its record, all by trial number or name.
 
     `importance` is {"accuracy" | "size": {choice: share of the variance}}; `layers` the layer
-    tables; `test` the scores on the test split of the trials that were exported.
+    tables; `test` the accuracies on the test split, with their intervals' ends, of the trials that
+    were exported.
     """
 
     importance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     layers: Mapping[int, Sequence[Layer]] = field(default_factory=dict)
-    test: Mapping[int, Score] = field(default_factory=dict)
+    test: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
     battery_mwh: float = 0.0
 
 
@@ -115,9 +116,9 @@ def _caveat(points: Sequence[TrialResult], extras: Extras) -> str:
     best = score_of(points[-1])
     half = 50 * (best.accuracy_high - best.accuracy_low)
     tested = [
-        f"On the test split trial {trial} scored {percent(s.accuracy)} % "
-        f"({percent(s.accuracy_low)}-{percent(s.accuracy_high)})."
-        for trial, s in extras.test.items()
+        f"On the test split trial {trial} scored {percent(accuracy)} % "
+        f"({percent(low)}-{percent(high)})."
+        for trial, (accuracy, low, high) in extras.test.items()
     ]
     return " ".join(
         [
@@ -199,12 +200,12 @@ def _parallel(points: Sequence[TrialResult], kind: SizeKind) -> list[tuple[str, 
 
 
 def _details(result: TrialResult, extras: Extras) -> dict[str, Any]:
-    score, test = result.score, extras.test.get(result.trial)
+    score = result.score
     return {
         "confusion": score.confusion if score else [],
         "groups": _lowest(score.group_accuracy) if score else [],
         "rungs": [(epoch, short(accuracy)) for epoch, accuracy in result.rungs],
         "layers": extras.layers.get(result.trial, ()),
         "ledger": result.cost.ledger if result.cost else None,
-        "test": test and (test.accuracy, test.accuracy_low, test.accuracy_high),
+        "test": extras.test.get(result.trial),
     }

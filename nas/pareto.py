@@ -276,6 +276,7 @@ def row(result: TrialResult, kind: SizeKind) -> dict[str, Any]:
         "quantization": quantization(result),
         "parameters": cost.parameters if cost else None,
         "training": " ".join(f"{key}={value:g}" for key, value in result.training.items()),
+        "trained_by": result.trained_by if result.state == "complete" else None,
         "artifact": result.artifact,
         "seconds": result.seconds,
     }

@@ -134,6 +134,25 @@ def drop_dead(graph: GraphProto) -> None:
     graph.initializer.extend(tensors)
 
 
+def not_fused(nodes: Iterable[tuple[str, Sequence[str], str]]) -> set[str]:
+    """Of nodes (operator, inputs, output): the outputs of DequantizeLinear that other nodes read
+    than convolutions with a quantiser right behind them, which ONNX Runtime makes one operator."""
+    nodes = list(nodes)
+    readers: dict[str, list[tuple[str, str]]] = {}
+    for operator, inputs, output in nodes:
+        for name in inputs:
+            readers.setdefault(name, []).append((operator, output))
+    rounded = {
+        name for name, found in readers.items() if [operator for operator, _ in found] == [QUANTIZE]
+    }
+    return {
+        output
+        for operator, _, output in nodes
+        if operator == DEQUANTIZE
+        and any(op != "Conv" or result not in rounded for op, result in readers.get(output, []))
+    }
+
+
 def arrays(graph: GraphProto) -> dict[str, Array]:
     """The initialisers by name."""
     return {tensor.name: to_array(tensor) for tensor in graph.initializer}

@@ -50,6 +50,8 @@ def print_exported(exported: Any) -> None:
     else:
         low, high = exported.test_accuracy_low, exported.test_accuracy_high
         print(f", on test {exported.test_accuracy:.1%} ({low:.1%} to {high:.1%})")
+    if exported.distilled:
+        print("it learned from larger networks of the study and is better for it on validation")
     if exported.folds_accuracy is not None:
         low, high = exported.folds_accuracy_low, exported.folds_accuracy_high
         print(f"accuracy over all folds {exported.folds_accuracy:.1%} ({low:.1%} to {high:.1%})")

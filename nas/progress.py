@@ -88,9 +88,10 @@ def event_of(result: TrialResult, inputs: StudyInputs) -> str:
     if result.score is None:
         return f"trial {result.trial} {result.state}: {result.reason}"
     kb = size_bytes(result, inputs.size_kind) / KB
+    taken = f" with the weights of trial {result.trained_by}" * (result.weights_of is not None)
     return (
         f"trial {result.trial}: {percent(result.score.accuracy)} % at {kb:.1f} KB, "
-        f"{_ms(result.latency)}, {result.seconds:.0f} s  {result.architecture}"
+        f"{_ms(result.latency)}, {result.seconds:.0f} s{taken}  {result.architecture}"
     )
 
 

@@ -87,10 +87,10 @@ class Cost(msgspec.Struct, frozen=True):
 class Latency(msgspec.Struct, frozen=True, omit_defaults=True):
     """Time of one inference on one device, one clip.
 
-    `latency_ms` is the minimum over interleaved bursts, of CPU time where it runs on one thread;
-    `reference_ratio` is that minimum over the minimum of a fixed reference network timed in the
-    same window; `float_latency_ms` is the minimum of the same network in float32, if that was timed
-    beside it. `facts` are those that the device told: CPU, clock, governor, temperature, versions.
+    `latency_ms` is the fastest of a thousand runs in interleaved bursts, of CPU time where it runs
+    on one thread; `reference_ratio` is that over the same of a fixed reference network timed in the
+    same window; `float_latency_ms` is that of the same network in float32, if it was timed beside
+    it. `facts` are those that the device told: CPU, clock, governor, temperature, versions.
     """
 
     latency_ms: float
@@ -126,7 +126,8 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
     `front_end_ms` is the time of the features of one clip, by torch on this machine; `latency`
     is the network's alone. `logit_error` is the root mean square difference of the artefact's
     logits from the float network's on the validation clips, as a share of the latter's spread;
-    `fine_tuned` whether it is of the network fine-tuned under int8's rounding.
+    `fine_tuned` whether it is of the network fine-tuned under int8's rounding. `weights_of` is the
+    trial that trained the network, if that was another one, in another number format.
     """
 
     architecture: str
@@ -142,11 +143,24 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
     front_end_ms: float | None = None
     artifact: str | None = None
     training: Training = {}
+    weights_of: int | None = None
     seconds: float = 0.0
     seconds_training: float = 0.0
     rungs: list[tuple[int, float]] = []
     trial: int = -1
     finished_at: float = 0.0
+
+    @property
+    def trained_by(self) -> int:
+        """The trial that trained the network."""
+        return self.trial if self.weights_of is None else self.weights_of
+
+
+class Trained(msgspec.Struct, frozen=True):
+    """The float weights of a trial: a safetensors file or object."""
+
+    trial: int
+    weights: str
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -164,7 +178,7 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The short training of a trial; also the recipe of the full one, with more epochs.
+    """The short training of a trial. `batch` is less where there are few recordings.
 
     `mixup` is the Beta distribution's parameter (0: none); `gain` the largest change of level, in
     standard deviations of the log-mel features; `frequency_mask` in bands; `time_mask_share` and
@@ -173,8 +187,8 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     epochs: Annotated[int, Meta(ge=1)] = 20
-    batch: Annotated[int, Meta(ge=2)] = 16
-    learning_rate: Annotated[float, Meta(gt=0)] = 0.008
+    batch: Annotated[int, Meta(ge=2)] = 32
+    learning_rate: Annotated[float, Meta(gt=0)] = 0.012
     weight_decay: Annotated[float, Meta(ge=0)] = 0.01
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     mixup: Annotated[float, Meta(ge=0)] = 0.0
@@ -183,6 +197,16 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_mask_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     time_shift_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
     mixstyle_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
+
+def in_full(proxy: Proxy, epochs: int) -> Proxy:
+    """The recipe of a full training: longer, in half the batch at two thirds of the learning rate.
+
+    Short trainings do as well in large batches, and faster; of 60 epochs on the synthetic scenes
+    the smaller ones made 90.4 % on test of 82.8 % (one network of 25 KB, four seeds).
+    """
+    rate, batch = proxy.learning_rate * 2 / 3, max(2, proxy.batch // 2)
+    return msgspec.structs.replace(proxy, epochs=epochs, batch=batch, learning_rate=rate)
 
 
 class StudyInputs(msgspec.Struct, frozen=True):

@@ -2,7 +2,9 @@
 
 At a rung a trial is compared with the trials of similar or smaller size only, at the same rung of
 the same schedule: a small network need not be as accurate as a large one, and the smallest of all
-is never stopped. The idea is that of MO-ASHA (Schmucker, Donini, Zafar, Salinas & Archambeau 2021).
+is never stopped. Size is the number of parameters: what is compared is the float network, which may
+yet be measured in a smaller number format. The idea is that of MO-ASHA (Schmucker, Donini, Zafar,
+Salinas & Archambeau 2021).
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import math
 from collections.abc import Iterable, Sequence
 
 from nas.record import TrialResult
-from nas.target import SizeKind
 
 SHARES = (0.25, 0.5)
 SIMILAR = 1.1
@@ -27,15 +28,15 @@ def rung_epochs(epochs: int) -> list[int]:
 
 
 def bars(
-    size_bytes: int, epochs: Iterable[int], others: Iterable[tuple[int, Rungs]]
+    parameters: int, epochs: Iterable[int], others: Iterable[tuple[int, Rungs]]
 ) -> dict[int, float]:
     """The accuracy below which a trial of this size is weak, by rung.
 
-    `others` are the size and the rungs (epoch, accuracy) of the trials so far. At each rung the
-    trial must be among the best KEPT of those of at most SIMILAR times its size, itself counted.
-    While there are fewer than FEWEST_PEERS of those the bar is 0, which nothing is below.
+    `others` are the parameters and the rungs (epoch, accuracy) of the trials so far. At each rung
+    the trial must be among the best KEPT of those of at most SIMILAR times its size, itself
+    counted. While there are fewer than FEWEST_PEERS of those the bar is 0, which nothing is below.
     """
-    peers = [dict(rungs) for size, rungs in others if size <= SIMILAR * size_bytes]
+    peers = [dict(rungs) for size, rungs in others if size <= SIMILAR * parameters]
     return {e: _bar([rungs[e] for rungs in peers if e in rungs]) for e in epochs}
 
 
@@ -46,10 +47,10 @@ def _bar(accuracies: Sequence[float]) -> float:
     return sorted(accuracies, reverse=True)[places - 1]
 
 
-def ran(results: Iterable[TrialResult], kind: SizeKind) -> list[tuple[int, Rungs]]:
-    """Predicted size and rungs of the trials that were trained, for `bars`."""
+def ran(results: Iterable[TrialResult]) -> list[tuple[int, Rungs]]:
+    """Parameters and rungs of the trials that were trained, for `bars`."""
     return [
-        (getattr(r.cost, kind), r.rungs)
+        (r.cost.parameters, r.rungs)
         for r in results
-        if r.cost and r.state in ("complete", "stopped")
+        if r.cost and r.rungs and r.state in ("complete", "stopped")
     ]

@@ -1,4 +1,9 @@
-"""What proposes a study's next architecture: Optuna's TPE on the trials worth learning from."""
+"""What proposes a study's next architecture: Optuna's TPE on the trials worth learning from.
+
+In replays of real trials (docs/benchmarks.md) it is well ahead of NSGA-II and of random proposals.
+GP ends up to 0.02 of the hypervolume above it, within the spread of five seeds, but a proposal of
+GP takes 8 s after 100 trials and 14 s after 200, where one of TPE takes 0.04 s.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +25,30 @@ def sampler(seed: int) -> BaseSampler:
 class _Sampler(TPESampler):
     """TPE that learns from what `learnt` keeps: its time grows with the trials that it reads."""
 
+    _recent: tuple[int, _Recent] | None = None
+
     def _sample(self, study: Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-        return super()._sample(cast(Study, _Recent(study)), trial, search_space)
+        if self._recent is None or self._recent[0] != trial.number:
+            self._recent = trial.number, _Recent(study)
+        return super()._sample(cast(Study, self._recent[1]), trial, search_space)
 
 
 class _Recent:
-    """A study in which only the trials that are learnt from can be seen."""
+    """A study in which only the trials that are learnt from can be seen, as they are when they are
+    first asked for: the choices of one trial are many questions."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
+        self._trials: dict[str, list[FrozenTrial]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
     def _get_trials(self, *given: Any, **named: Any) -> list[FrozenTrial]:
-        return learnt(self._study._get_trials(*given, **named))
+        asked = f"{given} {named}"
+        if asked not in self._trials:
+            self._trials[asked] = learnt(self._study._get_trials(*given, **named))
+        return self._trials[asked]
 
 
 def learnt(trials: Sequence[FrozenTrial], last: int = LEARNT) -> list[FrozenTrial]:

@@ -42,7 +42,7 @@ def score(
     if not np.isfinite(window_logits).all():
         raise UserError("the network's output holds NaN or infinite values")
     ids, first, window_of = np.unique(recordings, return_index=True, return_inverse=True)
-    probabilities = _mean_by(window_of, _softmax(window_logits))
+    probabilities = _mean_by(window_of, softmax(window_logits))
     truth = np.asarray(labels)[first]
     correct = probabilities.argmax(1) == truth
     count = len(classes)
@@ -77,7 +77,8 @@ def _shares(names: Sequence[str | None], correct: NDArray[np.bool_]) -> dict[str
     return {name: share for name, share in zip(known.tolist(), shares, strict=True) if name}
 
 
-def _softmax(logits: Floats) -> Floats:
+def softmax(logits: Floats) -> Floats:
+    """Probabilities [windows, classes]."""
     powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     shares: Floats = powers / powers.sum(1, keepdims=True)
     return shares

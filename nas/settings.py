@@ -106,19 +106,28 @@ def _names() -> str:
 def _check(settings: Settings) -> None:
     for key in ("budget_kb", "max_latency_ms", "max_ram_kb", "max_mmacs", "trials", "minutes"):
         value = getattr(settings, key)
-        if value is not None and not 0 < value < 1e12:
-            raise UserError(
-                f"--{key.replace('_', '-')} is {value:g}; it must be above 0 and finite"
-            )
+        if value is not None:
+            refuse_no_number(key, value)
     if settings.workers < 0:
         raise UserError(f"--workers is {settings.workers}; it must be 0 (one per core) or more")
-    if not 0 <= settings.seed < 2**31:
-        raise UserError(f"--seed is {settings.seed}; it must be 0 to {2**31 - 1}")
+    refuse_no_seed(settings.seed)
     if settings.name and not re.fullmatch(_NAME, settings.name):
         raise UserError(
             f"--name is '{settings.name}'; letters, digits, '-', '_' and '.' are allowed, "
             "the first of them a letter, a digit or '_'"
         )
+
+
+def refuse_no_number(key: str, value: float) -> None:
+    """Raises UserError, which names the flag of this `key`, unless `value` can be a limit."""
+    if not 0 < value < 1e12:
+        raise UserError(f"--{key.replace('_', '-')} is {value:g}; it must be above 0 and finite")
+
+
+def refuse_no_seed(seed: int) -> None:
+    """Raises UserError unless all libraries take `seed`."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed is {seed}; it must be 0 to {2**31 - 1}")
 
 
 def default_name(data: str, space: str) -> str:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from random import Random
 from typing import Any, Protocol
 
 import msgspec
@@ -122,6 +123,15 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if choices
         }
 
+    def choices_of_training(self, training: Training) -> dict[str, Any]:
+        """The choices that sample to these settings."""
+        offered = msgspec.structs.asdict(self.training)
+        return {
+            f"training_{key}": sorted(offered[key]).index(value)
+            for key, value in training.items()
+            if len(offered[key]) > 1
+        }
+
     def choices_of(
         self, architecture: Architecture, clip_s: float | None = None
     ) -> dict[str, Any] | None:
@@ -175,6 +185,25 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     best, improved, fixed[name] = candidate, True, value
         return best
 
+    def draw(self, random: Random, clip_s: float, share: float) -> Architecture:
+        """A random architecture that tends to be small: each number of its blocks is the least
+        one but for a random `share` of them. So shares from 0 to 1 draw all sizes."""
+
+        def choose(name: str, choices: Sequence[Any]) -> Any:
+            sized = not (isinstance(choices[0], str) or name.startswith("front"))
+            least = sized and random.random() >= share
+            return min(choices) if least else random.choice(choices)
+
+        return _sample(self, choose, clip_s)
+
+    def formats(self) -> list[Quantization]:
+        """All number formats that it holds."""
+        whole = [Quantization(scheme) for scheme in self.quantization.scheme if scheme != "int8"]
+        int8 = itertools.product(*_int8_choices(self.quantization))
+        return whole + [
+            Quantization("int8", *c) for c in int8 if "int8" in self.quantization.scheme
+        ]
+
     def count(self) -> int:
         """How many distinct architectures the space holds (for one clip length)."""
         ways = {1: 1}
@@ -184,7 +213,7 @@ class SearchSpace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if number in (self.depth or (len(self.stages),)):
                 stacks += sum(ways.values())
         fronts = sum(_combinations(front) for front in self.front_end)
-        rest = _head_count(self.head) * _quantization_count(self.quantization)
+        rest = _head_count(self.head) * len(self.formats())
         return fronts * stacks * rest
 
     def count_training(self) -> int:
@@ -423,11 +452,6 @@ def _combinations(part: FrontEndChoices | TrainingChoices) -> int:
 
 def _head_count(choices: HeadChoices) -> int:
     return len(choices.dropout) * sum(len(_head_widths(kind, choices)) for kind in choices.kind)
-
-
-def _quantization_count(choices: QuantizationChoices) -> int:
-    int8 = math.prod(map(len, _int8_choices(choices)))
-    return sum(int8 if scheme == "int8" else 1 for scheme in choices.scheme)
 
 
 def _stage_ways(choices: StageChoices, ways: dict[int, int]) -> dict[int, int]:

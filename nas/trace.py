@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from nas.arch import Architecture
+from nas.arch import Architecture, Quantization
 from nas.blocks import GlobalResponseNorm, SubSpectralNorm
 from nas.network import build
 
 Shape = tuple[int, ...]
-# These run inside the operation before them, on its output, in every runtime that we ship to.
-_IN_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Dropout2d, nn.Identity)
+# These run inside the operation before or after them in every runtime that we ship to.
+_IN_PLACE = (
+    *(nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Dropout2d, nn.Identity),
+    nn.ZeroPad2d,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class _Tracer(fx.Tracer):
 
 def operations(architecture: Architecture, classes: int) -> list[Operation]:
     """All operations in execution order, the features' input left out."""
+    return list(_traced(replace(architecture, quantization=Quantization()), classes))
+
+
+# A search asks for one network several times over, and in every number format.
+@lru_cache(maxsize=8)
+def _traced(architecture: Architecture, classes: int) -> tuple[Operation, ...]:
     with torch.device("meta"):
         network = build(architecture, classes)
     graph = _Tracer().trace(network)
@@ -67,7 +77,7 @@ def operations(architecture: Architecture, classes: int) -> list[Operation]:
             operation = _operation(node, network, index, shapes)
             index[node], shapes[node] = len(found), operation.output
             found.append(operation)
-    return found
+    return tuple(found)
 
 
 def _operation(
@@ -130,12 +140,16 @@ def _slide(size: Shape, layer: Any) -> tuple[int, int]:
     return frequency, time
 
 
-def live_bytes(found: Sequence[Operation], shape: Shape, width: int) -> list[int]:
-    """Bytes of the feature maps alive while each operation runs (liveness in this order), the
-    features of `shape` (C, F, T) among them, at `width` bytes per value."""
+def live_bytes(
+    found: Sequence[Operation], widths: Sequence[int], shape: Shape, width: int
+) -> list[int]:
+    """Bytes of the feature maps alive while each operation runs (liveness in this order), at
+    `width` bytes per value; the features of `shape` (C, F, T), among them, are as wide as the
+    weights of the first convolution, of the `widths` of all operations."""
     owner: dict[int, int] = {-1: -1}
     last_use: dict[int, int] = {}
-    sizes = {-1: math.prod(shape) * width}
+    stem = next((w for o, w in zip(found, widths, strict=True) if o.macs), width)
+    sizes = {-1: math.prod(shape) * stem}
     for i, operation in enumerate(found):
         owner[i] = owner[operation.inputs[0]] if operation.in_place else i
         sizes.setdefault(owner[i], math.prod(operation.output) * width)

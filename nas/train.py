@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from torch.nn import functional
 
 from nas.augment import Augmentation
 from nas.record import Proxy
+
+TAUGHT = 0.5  # the teachers' share of a label
+FEWEST_STEPS = 6  # of an epoch: few recordings are trained on in smaller batches than the recipe's
+SMALLEST_BATCH = 8
 
 
 @contextlib.contextmanager
@@ -44,34 +48,46 @@ def keep_memory() -> None:
 
 
 def train(
-    network: nn.Module, features: Tensor, labels: Tensor, classes: int, proxy: Proxy, seed: int
+    network: nn.Module,
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    proxy: Proxy,
+    seed: int,
+    teachers: Sequence[nn.Module] = (),
 ) -> Iterator[int]:
     """Trains the network in place; yields the number of finished epochs after each of them.
 
     features: [N, C, F, T], which may be mapped from disk; labels: [N] int64. Stop asking for
     epochs to stop early. AdamW (Loshchilov & Hutter 2019) with a one-cycle schedule, label
-    smoothing and augmented batches.
+    smoothing and augmented batches. With `teachers`, trained networks of the same input, half of
+    each label is the mean of their answers to the augmented clip (Hinton et al. 2015; Beyer et al.
+    2022).
     """
     keep_memory()
     random = torch.Generator().manual_seed(seed)
     network.to(memory_format=torch.channels_last)
     parameters = _weight_decay_groups(network, proxy.weight_decay)
     optimizer = torch.optim.AdamW(parameters, lr=proxy.learning_rate, fused=True)
-    batches = math.ceil(len(features) / proxy.batch)
+    batch = min(proxy.batch, max(SMALLEST_BATCH, len(features) // FEWEST_STEPS))
+    batches = math.ceil(len(features) / batch)
     bands, frames = features.shape[2:]
     augment = Augmentation(proxy, bands, frames, seed)
     targets = functional.one_hot(labels, classes).float()
     for epoch in range(proxy.epochs):
         network.train()
         order = torch.randperm(len(features), generator=random)
-        for step, rows in enumerate(torch.split(order, proxy.batch)):
+        for step, rows in enumerate(torch.split(order, batch)):
             if len(rows) < 2:  # batch norm cannot train on a single clip
                 continue
             progress = (epoch * batches + step) / (proxy.epochs * batches)
             for group in optimizer.param_groups:
                 group["lr"] = proxy.learning_rate * one_cycle(progress)
             x, y = augment(features[rows].float(), targets[rows])
-            logits = network(x.contiguous(memory_format=torch.channels_last))
+            x = x.contiguous(memory_format=torch.channels_last)
+            if teachers:
+                y = torch.lerp(y, _answers(teachers, x), TAUGHT)
+            logits = network(x)
             loss = functional.cross_entropy(logits, y, label_smoothing=proxy.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -84,6 +100,12 @@ def one_cycle(progress: float, warm_up: float = 0.15) -> float:
     if progress < warm_up:
         return (progress + 1e-3) / (warm_up + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+@torch.no_grad()
+def _answers(teachers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Mean class probabilities [N, classes]."""
+    return torch.stack([teacher.eval()(x).softmax(1) for teacher in teachers]).mean(0)
 
 
 @torch.no_grad()

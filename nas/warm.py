@@ -1,22 +1,45 @@
 """What a search begins with: the networks of the literature, and those of another study's front,
-so that its own front never starts worse than theirs."""
+so that its own front never starts worse than theirs; and a ladder of small to large ones, so that
+the whole front is known after the first few trials."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 from nas.arch import Architecture, parse, parse_quantization
 from nas.published import published
 from nas.space import SearchSpace
 
+DRAWN = 48
 FORMATS = ("int8_channel_none", "int8_tensor_none", "float16", "float32")
 
 
 def literature() -> list[Architecture]:
     """All published networks."""
     return [parse(network.architecture) for network in published().values()]
+
+
+def ladder(
+    space: SearchSpace,
+    clip_s: float,
+    size: Callable[[Architecture], int | None],
+    most: int,
+    seed: int,
+) -> list[Architecture]:
+    """Random networks of the space, smallest first, whose `size`s (None: does not fit) double from
+    step to step up to `most`: for each the nearest of DRAWN, as far down as they reach."""
+    random = Random(seed)
+    drawn = [space.draw(random, clip_s, i / (DRAWN - 1)) for i in range(DRAWN)]
+    sizes = {a: found for a in drawn if (found := size(a)) is not None}
+    if not sizes:
+        return []
+    doublings = round(math.log2(most / min(sizes.values())))
+    wanted = [most / 2 ** (step + 0.5) for step in range(doublings, -1, -1)]
+    return [min(sizes, key=lambda a: abs(math.log(sizes[a] / near))) for near in wanted]
 
 
 def beginnings(

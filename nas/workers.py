@@ -27,7 +27,7 @@ from nas.dataset import load
 from nas.errors import UserError
 from nas.features import compute
 from nas.pipeline import Job, evaluate_architecture
-from nas.record import Proxy, Training, TrialResult
+from nas.record import Proxy, Trained, Training, TrialResult
 from nas.target import TargetProfile
 
 
@@ -42,7 +42,8 @@ class Task(msgspec.Struct, frozen=True):
 
 class Order(msgspec.Struct, frozen=True):
     """One architecture to train by its own settings and evaluate; the artefact goes to
-    `stem`.onnx. `bars` say what accuracy it must reach after how many epochs."""
+    `stem`.onnx. `bars` say what accuracy it must reach after how many epochs; the weights are those
+    of a trial `before`, if given."""
 
     trial: int
     architecture: str
@@ -50,6 +51,7 @@ class Order(msgspec.Struct, frozen=True):
     seed: int
     stem: str
     bars: dict[int, float]
+    before: Trained | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -172,7 +174,7 @@ def _evaluate(order: Order, job: Job) -> TrialResult:
     job = replace(job, proxy=msgspec.structs.replace(job.proxy, **order.training))
     try:
         return evaluate_architecture(
-            parse(order.architecture), job, order.seed, order.stem, order.bars
+            parse(order.architecture), job, order.seed, order.stem, order.bars, before=order.before
         )
     except OSError:
         raise

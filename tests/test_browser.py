@@ -13,7 +13,7 @@ from nas import report
 from nas.figure import Reference, front_figure
 from nas.record import StudyRecord
 from nas.report import Extras, front_rows, write_html
-from tests.made_study import inputs, layer_table, score, study
+from tests.made_study import inputs, layer_table, study
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
@@ -90,7 +90,7 @@ def path(record: StudyRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
     extras = Extras(
         importance={"accuracy": {"width": 0.7, "blocks": 0.2}},
         layers={trial: layer_table() for trial in trials},
-        test={trials[-1]: score(0.8)},
+        test={trials[-1]: (0.8, 0.75, 0.84)},
     )
     made = tmp_path_factory.mktemp("page") / "report.html"
     write_html([record], made, extras={record.name: extras}, references=MARKS)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -23,15 +24,16 @@ import soxr
 import torch
 
 import nas
-from nas import api, features
+from nas import api, features, pipeline
 from nas.arch import parse
 from nas.bundle import export
+from nas.cost import estimate
 from nas.dataset import load
 from nas.errors import UserError
 from nas.firmware import missing_tools
-from nas.measure import logits
+from nas.measure import EXACT, logits
 from nas.pipeline import Job, evaluate_architecture
-from nas.record import Budget, Proxy, StudyInputs, StudyRecord
+from nas.record import Budget, Proxy, StudyInputs, StudyRecord, in_full
 from nas.score import score
 from nas.shipped import load_target
 
@@ -168,9 +170,9 @@ def test_the_same_seed_gives_the_same_network_and_so_does_evaluate(study, bundle
     export(record, result, job, again, epochs=25)
     assert (again / "model.onnx").read_bytes() == (bundle[1] / "model.onnx").read_bytes()
     torch.set_num_threads(1)
-    recipe = msgspec.structs.replace(PROXY, epochs=25)
+    recipe = in_full(PROXY, 25)
     longer = evaluate_architecture(
-        parse(ARCHITECTURE), replace(job, proxy=recipe), 5, str(tmp_path / "x")
+        parse(ARCHITECTURE), replace(job, proxy=recipe), 5, str(tmp_path / "x"), in_full=True
     )
     assert Path(longer.artifact).read_bytes() == (again / "model.onnx").read_bytes()
 
@@ -194,6 +196,14 @@ def test_the_card_of_a_default_recipe_has_a_command_that_needs_no_study(
         seed=int(flags["--seed"]),
     )
     assert Path(rebuilt.artifact).read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
+
+
+def test_the_card_s_command_names_the_file_of_a_target_of_the_user_s_own(study, tmp_path):
+    record, result, job = study
+    inputs = msgspec.structs.replace(record.inputs, target="our-board")
+    record = msgspec.structs.replace(record, inputs=inputs)
+    export(record, result, replace(job, proxy=Proxy(epochs=1)), tmp_path / "out", epochs=1)
+    assert "--target PATH/TO/our-board.toml " in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_without_retraining_the_trials_own_artefact_ships(study, tmp_path):
@@ -236,6 +246,48 @@ def test_a_fixed_split_has_no_folds_to_validate_across(study, tmp_path):
     with pytest.raises(UserError, match="no folds to validate across"):
         export(record, result, fixed, tmp_path / "out", cross_validate=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_with_the_weights_of_another_trial_is_trained_by_that_ones_seed(study, tmp_path):
+    record, result, job = study
+    taken = msgspec.structs.replace(result, trial=9, weights_of=result.trial)
+    export(record, result, job, tmp_path / "own", epochs=2)
+    export(record, taken, job, tmp_path / "taken", epochs=2)
+    files = [(tmp_path / name / "model.onnx").read_bytes() for name in ("own", "taken")]
+    assert files[0] == files[1]
+
+
+WIDER = ARCHITECTURE.replace("c8_relu", "c16_relu").replace("c16_relu_q0", "c48_relu_q0")
+
+
+def test_larger_networks_of_the_study_teach_the_one_that_ships_if_that_is_better(
+    study, tmp_path, monkeypatch
+):
+    record, result, job = study
+    in_float = msgspec.structs.replace(
+        result, trial=6, architecture=ARCHITECTURE.replace(INT8, "float32"), file_bytes=10**6
+    )
+    larger = msgspec.structs.replace(
+        result, trial=7, architecture=WIDER, cost=estimate(parse(WIDER), len(TONES_HZ))
+    )
+    record = msgspec.structs.replace(record, trials=[result, in_float, larger])
+    plain = export(record, result, job, tmp_path / "plain", epochs=6)
+    taught = export(record, result, job, tmp_path / "taught", epochs=6, distill=True)
+    assert taught.validation_accuracy >= plain.validation_accuracy
+    models = [(tmp_path / name / "model.onnx").read_bytes() for name in ("plain", "taught")]
+    assert (models[0] != models[1]) == taught.distilled
+    text = (tmp_path / "taught" / "README.md").read_text()
+    assert "(trials 7, trained in full)" in text and "--epochs 6 --distill" in text
+    assert ("is no better" in " ".join(text.split())) == (not taught.distilled)
+    # Whatever is better here: one that is preferred is another network, and the card says so.
+    monkeypatch.setattr(pipeline, "_quality", lambda made, *_: (made.distilled, 0.0))
+    preferred = export(record, result, job, tmp_path / "preferred", epochs=6, distill=True)
+    assert preferred.distilled
+    assert (tmp_path / "preferred" / "model.onnx").read_bytes() != models[0]
+    assert "is better and ships" in (tmp_path / "preferred" / "README.md").read_text()
+    with pytest.raises(UserError, match="no network larger than that of trial 7 to learn from"):
+        export(record, larger, job, tmp_path / "none", distill=True)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("make"), reason="needs gcc, make")
@@ -331,6 +383,26 @@ def test_a_file_in_the_place_of_the_folder_or_above_it_is_refused(study, tmp_pat
     with pytest.raises(UserError, match="cannot write the bundle"):
         export(*study, tmp_path / "file" / "out", retrain=False)
     assert (tmp_path / "file").read_text() == "mine"
+    for out in (tmp_path / ("x" * 300), Path("~nobody-of-that-name/out")):
+        with pytest.raises(UserError, match="cannot write the bundle"):
+            export(*study, out, retrain=False)
+
+
+def test_an_export_that_is_cut_off_while_it_is_written_leaves_the_earlier_one(
+    study, tmp_path, monkeypatch
+):
+    export(*study, tmp_path / "out", retrain=False)
+    before = files_in(tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "sync", interrupt)  # the last step before the new folder takes its name
+        with pytest.raises(KeyboardInterrupt):
+            export(*study, tmp_path / "out", retrain=False)
+    assert files_in(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 def test_a_failed_export_leaves_nothing_behind(study, tmp_path):
@@ -416,7 +488,9 @@ def test_predict_follows_a_stream_of_raw_samples(bundle, study, bare_python):
     assert (done.returncode, done.stderr) == (0, b"")
     lines = done.stdout.decode().splitlines()
     assert [line.split(" s: ")[0] for line in lines] == ["0.50", "0.75", "1.00", "1.25"]
-    session = onnxruntime.InferenceSession(bundle[1] / "classifier.onnx")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT)
+    session = onnxruntime.InferenceSession(bundle[1] / "classifier.onnx", options)
     window = audio[: RATE_HZ // 2][None]
     (answers,) = session.run(["probabilities"], {"waveform": window})
     label = list(TONES_HZ)[answers[0].argmax()]

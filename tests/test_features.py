@@ -197,7 +197,7 @@ def test_cached_features_are_the_normalised_front_end_of_the_waveforms(dataset: 
         mel = front_end(torch.from_numpy(audio), settings).numpy()
         expected = (mel - features.mean[None, :, :, None]) / features.std[None, :, :, None]
         assert split.features.shape == (len(split.clips), *settings.shape)
-        assert np.abs(split.features - expected).max() < 0.03
+        assert np.abs(split.features - expected).max() < (0.03 if name == "train" else 1e-5)
     training = np.asarray(features.split("train").features, np.float64)
     assert training.mean((0, 3)) == pytest.approx(0, abs=1e-2)
 

@@ -17,9 +17,10 @@ ORDER = """
     errors arch target device record rungs estimates compliance shipped settings space published
     pareto
     cache artifacts audio clips layouts splits scenes dataset features
-    blocks network trace ledger mcu cost augment train finetune plain foreign calibrate slim
+    blocks network trace plain ledger mcu cost augment train finetune foreign calibrate slim
     quantize score measure
-    pipeline gate folds warm storage sampler study workers progress engine figure page report
+    pipeline gate formats folds warm storage sampler study workers progress engine figure page
+    report
     classifier arena csource firmware card bundle
     api printing cli __init__ __main__
 """.split()

@@ -4,6 +4,7 @@ import ast
 import fcntl
 import math
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array, to_array
 
@@ -163,6 +166,13 @@ def test_the_script_that_goes_to_devices_needs_an_old_python_and_two_libraries_o
         for name in [getattr(node, "module", None) or node.names[0].name]
     }
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+
+
+@given(st.integers(200, 3000), st.integers(0, 1), st.floats(1e-5, 1e-2))
+def test_runs_that_a_virtual_machine_s_clock_takes_for_nothing_change_no_figure(runs, lost, took):
+    timing = runpy.run_path(str(TIMING))
+    figures = timing["_figures"]([0.0] * lost + [took] * runs, np)
+    assert list(figures.values()) == pytest.approx([1e3 * took] * 3)
 
 
 def test_timing_waits_for_another_process_that_measures():

@@ -16,9 +16,19 @@ from nas.dataset import load
 from nas.features import compute
 from nas.measure import logits
 from nas.pareto import row
-from nas.pipeline import Artifact, Job, artifact_of, evaluate_architecture, measured, trained
+from nas.pipeline import (
+    Artifact,
+    Job,
+    artifact_of,
+    evaluate_architecture,
+    measured,
+    tensor,
+    trained,
+    untrained,
+)
 from nas.record import Proxy, TrialResult
 from nas.shipped import load_target
+from nas.train import predict, train
 
 NETWORK = (
     "logmel_r8000_t0.5_f256_w256_h128_m20_d0_c1/conv_n1_k19x3_s8x2_c8_relu_q0_g0_p0"
@@ -67,13 +77,15 @@ def test_the_float_network_is_timed_beside_its_file(made, job):
     assert len(made[0].parent) > len(made[0].content)
 
 
-def with_weights(content: bytes, change) -> bytes:
-    """The file with other numbers in its int8 weights' scales."""
+def with_weights(content: bytes, change, inputs: int = 2) -> bytes:
+    """The file with other numbers in its int8 weights' scales; with 3 `inputs`, in those of the
+    weights that are multiplied in float."""
     model = onnx.load_from_string(content)
-    scales = {n.input[1] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    for tensor in model.graph.initializer:
-        if tensor.name in scales and tensor.dims:
-            tensor.CopyFrom(from_array(change(to_array(tensor)), tensor.name))
+    nodes = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
+    scales = {n.input[1] for n in nodes if len(n.input) >= inputs}
+    for held in model.graph.initializer:
+        if held.name in scales and held.dims:
+            held.CopyFrom(from_array(change(to_array(held)), held.name))
     return model.SerializeToString()
 
 
@@ -82,7 +94,7 @@ def with_weights(content: bytes, change) -> bytes:
     [
         (lambda file: file[:-9], "not an ONNX file"),
         (lambda file: file.replace(b"GlobalAveragePool", b"GlobalAverageFool"), "ONNX Runtime"),
-        (lambda file: with_weights(file, lambda s: s * np.float32(np.nan)), "NaN"),
+        (lambda file: with_weights(file, lambda s: s * np.float32(np.nan), 3), "NaN"),
         (lambda file: with_weights(file, lambda s: s[::-1] ** 3 * 1e3), "in float"),
     ],
     ids=["truncated", "refused", "NaN", "wrong answers"],
@@ -118,3 +130,19 @@ def test_rungs_change_nothing_of_a_trial_that_passes_them(job, tmp_path):
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert passed.score == plain.score
     assert passed.rungs[-1] == (last, plain.float_accuracy) and plain.rungs == []
+
+
+def test_a_teacher_is_half_of_what_a_network_learns(job):
+    class Always(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([[20.0, 0.0, 0.0]]).expand(len(x), 3)
+
+    training = compute(job.dataset, INT8.front_end).split("train")
+    labels, shares = torch.from_numpy(training.labels), []
+    for teachers in ([], [Always()]):
+        network = untrained(INT8, 3, 0)
+        for _ in train(network, tensor(training), labels, 3, job.proxy, 0, teachers):
+            pass
+        outputs = torch.from_numpy(predict(network, tensor(training)))
+        shares.append(outputs.softmax(1)[labels != 0, 0].mean().item())
+    assert shares[0] < 0.2 and 0.4 < shares[1] < 0.6

@@ -296,3 +296,22 @@ def test_quantising_says_nothing_writes_nothing_at_home_and_asks_no_network(alon
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_weights_that_end_in_float_keep_zero_points_of_their_own(block):
+    """ONNX Runtime's exact sums on x86 CPUs without VNNI fail without them."""
+    graph = quantized(block, CHANNEL).graph
+    stored = {t.name: t for t in graph.initializer}
+    readers = {
+        name: [n for n in graph.node if name in n.input] for n in graph.node for name in n.output
+    }
+    zeros = []
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            (conv,) = readers[node.output[0]]
+            fused = [n.op_type for n in readers[conv.output[0]]] == ["QuantizeLinear"]
+            assert len(node.input) == (2 if fused else 3)
+            zeros += node.input[2:]
+    assert zeros and len(zeros) == len(set(zeros))
+    assert not any(to_array(stored[name]).any() for name in zeros)

@@ -28,7 +28,7 @@ from nas.report import (
     write_html,
     write_png,
 )
-from tests.made_study import complete, inputs, layer_table, score, study
+from tests.made_study import complete, inputs, layer_table, study
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def test_cards_carry_what_the_caller_knows(tmp_path: Path) -> None:
     extras = Extras(
         importance={"accuracy": {"width": 0.7}},
         layers={5: layer_table()},
-        test={5: score(0.83)},
+        test={5: (0.83, 0.8, 0.86)},
     )
     facts = page_of([record], tmp_path, extras={"s": extras})["studies"][0]
     assert [row["name"] for row in facts["details"]["0"]["layers"]][0] == "stem"

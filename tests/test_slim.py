@@ -15,6 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import nn
 from torch.nn import functional
 
+from nas.measure import EXACT
 from nas.slim import slim
 
 SHAPE = (2, 12, 15)
@@ -136,15 +137,17 @@ def quantized(model, folder, activations):
     return onnx.load(folder / "int8.onnx")
 
 
-def outputs(model):
+def outputs(model, exact=False):
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    if exact:
+        options.add_session_config_entry(*EXACT)
     session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     return np.concatenate([session.run(["output"], {"input": clip})[0] for clip in CLIPS])
 
 
-def assert_slimmed(model, slimmed):
-    np.testing.assert_array_equal(outputs(slimmed), outputs(model))
+def assert_slimmed(model, slimmed, exact=False):
+    np.testing.assert_array_equal(outputs(slimmed, exact), outputs(model, exact))
     onnx.checker.check_model(slimmed, full_check=True)
     assert slimmed.ByteSize() < model.ByteSize()
     assert slim(slimmed).SerializeToString() == slimmed.SerializeToString()
@@ -167,7 +170,8 @@ def test_a_float_network_keeps_every_bit(name):
 @pytest.mark.parametrize("name", BODIES)
 def test_an_int8_network_keeps_every_bit(name, activations, tmp_path):
     model = quantized(exported(name), tmp_path, activations)
-    assert_slimmed(model, slim(model))
+    # Its slimmed Gemm runs in float, whose sums do not overflow on CPUs without VNNI.
+    assert_slimmed(model, slim(model), exact=name == "dense head")
 
 
 def kinds(model):

@@ -12,7 +12,15 @@ from nas.cost import estimate
 from nas.published import published
 from nas.shipped import names
 from nas.space import load_space
-from nas.warm import FORMATS, beginnings, literature
+from nas.warm import FORMATS, beginnings, ladder, literature
+
+
+def size(architecture):
+    return estimate(architecture, 10).file_bytes
+
+
+def size_if_small(architecture):
+    return size(architecture) if within(64)(architecture) else None
 
 
 def within(kb):
@@ -47,3 +55,18 @@ def test_the_clip_length_becomes_that_of_the_recordings():
 def test_a_network_outside_the_space_is_left_out():
     network = parse(published()["bcresnet-1"].architecture)
     assert beginnings([network], load_space("small"), 1.0, within(64)) == {}
+
+
+@pytest.mark.parametrize("space", names("spaces"))
+def test_a_ladder_doubles_from_step_to_step_up_to_the_budget(space):
+    space = load_space(space)
+    steps = ladder(space, 1.0, size_if_small, 64 * 1024, seed=0)
+    again = ladder(space, 1.0, size_if_small, 64 * 1024, seed=0)
+    assert all(map(space.contains, steps)) and steps == again
+    sizes = [size(step) for step in steps]
+    assert sizes == sorted(sizes) and 16 * 1024 < sizes[-1] <= 64 * 1024
+    assert set(steps) != set(ladder(space, 1.0, size_if_small, 64 * 1024, seed=1))
+
+
+def test_a_ladder_of_a_space_that_cannot_fit_has_no_step():
+    assert ladder(load_space("saleem2022"), 1.0, lambda _: None, 500, seed=0) == []

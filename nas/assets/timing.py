@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any
 
 SECONDS_PER_BURST = 0.004
 SECONDS_BETWEEN_MOMENTS = 0.08
-SETTLED_SHARE = 0.003  # a minimum that falls by less has not fallen
+SETTLED_SHARE = 0.003  # a time that falls by less has not fallen
 SETTLED_MOMENTS = 3
 
 
@@ -54,33 +55,44 @@ def _say(**said: Any) -> None:
 
 
 def _figures(seconds: list[float], numpy: Any) -> dict[str, float]:
-    """Minimum, median and 95th percentile in ms; from all runs of all moments."""
-    low, median, high = 1e3 * numpy.percentile(seconds, [0, 50, 95])
-    return {"latency_ms": low, "latency_median_ms": median, "latency_p95_ms": high}
+    """Fastest, median and 95th percentile in ms; from all runs of all moments."""
+    median, high = numpy.percentile(seconds, [50, 95])
+    return {
+        "latency_ms": 1e3 * _fastest(seconds),
+        "latency_median_ms": 1e3 * median,
+        "latency_p95_ms": 1e3 * high,
+    }
+
+
+def _fastest(seconds: list[float]) -> float:
+    """That of a thousand runs, never the lowest: a virtual machine's kernel takes what its host
+    stole off the CPU time of a later run, and may leave it nothing (3 of 300,000 runs, measured).
+    """
+    return sorted(seconds)[math.ceil((len(seconds) - 1) / 1000)]
 
 
 def _times(order: dict[str, Any], numpy: Any, onnxruntime: Any) -> list[list[float]]:
-    """Seconds of every run of each network, from as many moments as it takes until no minimum
-    falls any more. A moment has sessions of its own: where its memory lies changes a time."""
+    """Seconds of every run of each network, from as many moments as it takes until none gets
+    faster any more. A moment has sessions of its own: where its memory lies changes a time."""
     networks = [base64.b64decode(text) for text in order["networks"]]
     fewest, most = order["moments"]
     taken: list[list[float]] = [[] for _ in networks]
-    lowest: list[list[float]] = []
+    fastest: list[list[float]] = []
     for moment in range(most):
         if moment:
             time.sleep(SECONDS_BETWEEN_MOMENTS)
         with _measuring_alone(pin=order["threads"] == 1):
             runs = [_runner(network, order, numpy, onnxruntime) for network in networks]
             _moment(runs, taken, order["seconds"] * len(networks), _clock(order))
-        lowest.append([min(seconds) for seconds in taken])
-        if len(lowest) >= fewest and _settled(lowest):
+        fastest.append([_fastest(seconds) for seconds in taken])
+        if len(fastest) >= fewest and _settled(fastest):
             break
     return taken
 
 
-def _settled(lowest: list[list[float]]) -> bool:
-    """Whether the last moments have lowered no network's minimum."""
-    before, now = lowest[max(0, len(lowest) - 1 - SETTLED_MOMENTS)], lowest[-1]
+def _settled(fastest: list[list[float]]) -> bool:
+    """Whether the last moments have made no network faster."""
+    before, now = fastest[max(0, len(fastest) - 1 - SETTLED_MOMENTS)], fastest[-1]
     return all(now[i] > (1 - SETTLED_SHARE) * before[i] for i in range(len(now)))
 
 
@@ -127,10 +139,28 @@ def _runner(
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, order["level"])
     # Threads that spin between runs disturb each other and the neighbours: times do not repeat.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # As predict.py runs it; what others have quantised may lack the zero points that this takes.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return _started(network, options, order, numpy, onnxruntime)
+    except Exception:
+        options.add_session_config_entry("session.x64quantprecision", "0")
+        return _started(network, options, order, numpy, onnxruntime)
+
+
+def _started(
+    network: bytes, options: Any, order: dict[str, Any], numpy: Any, onnxruntime: Any
+) -> Callable[[], Any]:
+    """Raises what ONNX Runtime raises if it cannot load the network, or run it."""
     session = onnxruntime.InferenceSession(network, options, providers=[order["provider"]])
     value = session.get_inputs()[0]
     noise = numpy.random.default_rng(0).standard_normal(value.shape, numpy.float32)
-    return lambda: session.run(None, {value.name: noise})
+
+    def run() -> Any:
+        return session.run(None, {value.name: noise})
+
+    run()
+    return run
 
 
 @contextlib.contextmanager
