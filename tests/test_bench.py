@@ -74,6 +74,19 @@ def test_rows_of_another_machine_are_measured_again(bench):
     assert "another machine" not in page(bench)
 
 
+def test_rows_of_two_machines_in_one_table_are_told_apart(bench):
+    run(bench)
+    rows = bench / "rows" / "doubling.jsonl"
+    assert "[" not in page(bench)
+    rows.write_text(rows.read_text().replace("cores", "cores of another machine", 1))
+    first = rows.read_text().splitlines()[0] + "\n"
+    (bench / "doubling.py").write_text(BENCH.replace("(1, 2, 3)", "(2, 3)"))
+    run(bench)
+    assert rows.read_text().startswith(first)
+    assert "| number 1 [1] |" in page(bench) and "| number 3 [2] |" in page(bench)
+    assert "cores of another machine" in page(bench).split(" [1]; ")[0]
+
+
 def test_an_unknown_bench_is_refused_with_the_known_ones(bench):
     done = run(bench, "dubling")
     assert (done.returncode, done.stderr) == (2, "unknown bench dubling; known: doubling\n")

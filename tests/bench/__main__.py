@@ -91,7 +91,9 @@ def _machine() -> str:
     info = Path("/proc/cpuinfo")
     models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
     model = models[0].split(":")[1].strip() if models else platform.machine()
-    return f"{model}, {os.cpu_count()} cores, {platform.system()}"
+    # int8 is slower on x86 CPUs without it; one name of a model stands for several of them.
+    vnni = "" if "vnni" in info.read_text() else ", no VNNI"
+    return f"{model}{vnni}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def _versions() -> str:
@@ -111,10 +113,18 @@ def _section(name: str) -> str:
     rows = _rows(name)
     columns = list(dict.fromkeys(column for row in rows for column in row["figures"]))
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    marks = _marks(rows)
     for row in rows:
         figures = (_figure(row["figures"].get(column, "")) for column in columns)
-        lines.append(f"| {row['key']} | " + " | ".join(figures) + " |")
+        lines.append(f"| {row['key']}{marks[row['machine']]} | " + " | ".join(figures) + " |")
     return "\n".join([f"## {title}\n", f"{text.strip()}\n", *lines, "", _origin(name, rows)])
+
+
+def _marks(rows: list[Row]) -> dict[str, str]:
+    """What tells the machines of a table apart; nothing if all rows are of one."""
+    machines = list(dict.fromkeys(row["machine"] for row in rows))
+    several = len(machines) > 1
+    return {name: f" [{i}]" if several else "" for i, name in enumerate(machines, start=1)}
 
 
 def _figure(value: object) -> str:
@@ -126,8 +136,10 @@ def _origin(name: str, rows: list[Row]) -> str:
     days: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         days.setdefault((row["machine"], row["versions"]), []).append(row["date"])
+    marks = _marks(rows)
     lines = [
-        f"Measured {' to '.join(sorted({min(dates), max(dates)}))} on {machine}; {versions}; "
+        f"Measured {' to '.join(sorted({min(dates), max(dates)}))} on {machine}{marks[machine]}; "
+        f"{versions}; "
         f"`make bench ONLY={name}`.\n"
         for (machine, versions), dates in days.items()
     ]

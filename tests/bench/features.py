@@ -3,9 +3,10 @@
 Decoding, resampling and log-mel (16 kHz, 64 bands, hop 320) of whole data sets, with the check
 and hash of every file apart; the plain loop reads one file after the other with soundfile,
 resamples and transforms it with torchaudio and keeps the result. A warm start is what a trial
-waits for when its front end is in the cache. The last row is 100,000 generated clips of one
-second, through the check, the features and one epoch of a training on six in ten of them: its peak
-memory holds Python, torch (about 500 MB), the features that are mapped and all else.
+waits for when its front end is in the cache. The last row, still to be measured, is 100,000
+generated clips of one second, through the check, the features and one epoch of a training on six in
+ten of them: its peak memory holds Python, torch (about 500 MB), the features that are mapped and
+all else.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ Row = dict[str, Any]
 ROWS = Path(__file__).parent / "rows" / "lim2021.jsonl"
 FORMATS = ("float32", "int8_channel_none")
 PAPER_KB = {"lim2021-base": "503", "lim2021-ds": "", "lim2021-ir": "42.76"}
-RECIPE = Proxy(epochs=40, gain=0.0)
+RECIPE = Proxy(epochs=40, batch=16, learning_rate=0.008, gain=0.0)
 STUDY = "bench-lim2021"
 
 
@@ -63,7 +63,7 @@ def search() -> Row:
         "lim2021",
         name=STUDY,
         data=esc10(),
-        proxy=Proxy(epochs=20, gain=0.0),
+        proxy=Proxy(epochs=20, batch=16, learning_rate=0.008, gain=0.0),
         minutes=seconds / 60 / (os.cpu_count() or 1),
     )
     return {"trials": len(study.trials)}

@@ -40,7 +40,7 @@ Row = dict[str, Any]
 FOLDER = Path("studies") / "bench-quantise"
 FRONT_END = "logmel_r16000_t5_f1024_w1024_h320_m64_d0_c1"
 SPLITS = ("train", "validation", "test")
-RECIPE = Proxy(epochs=15, gain=0.0)
+RECIPE = Proxy(epochs=15, batch=16, learning_rate=0.008, gain=0.0)
 NAMES = {"nncf": "NNCF", "ort": "ORT", "ours": "nas"}
 NETWORKS = {
     "separable, 4k": "conv_n1_k3x3_s2x2_c16_relu_q0_g0_p0/ds_n1_k3x3_s2x2_c40_relu_q0_g0_p0"

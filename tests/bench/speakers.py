@@ -45,14 +45,14 @@ DIGITS = Case(
     "mel_r8000_t{clip_s:g}_f256_w256_h128_m40_d0_c1/conv_n1_k3x3_s2x2_c16_relu_q0_g0_p0/"
     "ds_n1_k3x3_s1x1_c24_relu_q0_g0_p0/ds_n1_k3x3_s2x2_c32_relu_q0_g0_p0/"
     "ds_n2_k3x3_s2x2_c48_relu_q0_g0_p0/gap_c0_p0/int8_channel_none",
-    Proxy(epochs=10, batch=32),
+    Proxy(epochs=10, batch=32, learning_rate=0.008),
 )
 ESC10 = Case(
     "ESC-10",
     "mel_r16000_t{clip_s:g}_f1024_w1024_h512_m64_d0_c1/conv_n1_k3x3_s2x2_c16_relu_q0_g0_p0/"
     "ds_n1_k3x3_s2x2_c32_relu_q0_g0_p0/ds_n2_k3x3_s2x2_c48_relu_q0_g0_p0/gap_c0_p0/"
     "int8_channel_none",
-    Proxy(epochs=40),
+    Proxy(epochs=40, batch=16, learning_rate=0.008),
 )
 GAIN = 1.5
 WAYS = {"relmel": ("rel", 0.0), f"logmel, gain {GAIN:g}": ("log", GAIN), "logmel": ("log", 0.0)}

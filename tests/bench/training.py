@@ -38,7 +38,7 @@ from nas.record import Proxy
 from nas.train import one_thread, predict, train
 
 Row = dict[str, object]
-RECIPE = Proxy(epochs=6)
+RECIPE = Proxy(epochs=6, batch=16, learning_rate=0.008)
 SEEDS = range(3)
 FRONT = "logmel_r16000_t1_f512_w512_h160_m64_d0_c1"
 STEM = "conv_n1_k3x3_s2x2_c16_relu_q0_g0_p0"

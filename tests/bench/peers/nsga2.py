@@ -24,7 +24,7 @@ from nas.features import compute
 from nas.network import build, to_onnx
 from nas.space import load_space
 
-EPOCHS, BATCH, LEARNING_RATE = 20, 16, 0.008
+EPOCHS, BATCH, LEARNING_RATE = 20, 32, 0.012
 
 
 def fit(network, features, labels):
