@@ -6,12 +6,9 @@ join the study by name: each sees what all have finished and are running.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +36,7 @@ from nas.record import (
 )
 from nas.rungs import bars, ran, rung_epochs
 from nas.space import SearchSpace
-from nas.storage import study_folder, told
+from nas.storage import study_folder, told, uninterrupted
 from nas.study import (
     Pulse,
     Study,
@@ -62,6 +59,8 @@ from nas.workers import Order
 MOST_REFUSED_IN_A_ROW = 1000
 PROPOSALS_PER_TURN = 10
 MOST_FAILED_IN_A_ROW = 5
+# A process chooses in tenths of a second; one that was killed at it never does.
+MOST_CHOOSING_S, CHOOSING_S = 5.0, 0.05
 IDLE_S = 0.5  # between two looks at what other processes do, while they run the last trials
 MOST_SLOW_IN_A_ROW = 40
 MOST_FRONTS_TIMED = 3
@@ -187,10 +186,14 @@ class _Run:
         """Whether the space holds nothing more to try, or so little that proposals miss it."""
         if self.refused_in_a_row < PROPOSALS_PER_TURN:
             return False
+        ended = [
+            r for r in self.results.values() if r.state in ("complete", "stopped", "infeasible")
+        ]
+        running = [*self._running_here().values(), *self.elsewhere.values()]
         tried = {
-            (r.architecture, *sorted(r.training.items()))
-            for r in self.results.values()
-            if r.state in ("complete", "stopped", "infeasible")
+            (c.architecture, *sorted(c.training.items()))
+            for c in (*ended, *running)
+            if c is not None
         }
         known = len(tried) >= self.space.count() * self.space.count_training()
         return known or self.refused_in_a_row >= MOST_REFUSED_IN_A_ROW
@@ -226,7 +229,7 @@ class _Run:
                 if not self.running and self.left() == 0:
                     time.sleep(IDLE_S)
                 for worker in pools.ready(pool, timeout_s=1.0) if self.running else []:
-                    with _deferred_interrupt():
+                    with uninterrupted():
                         self._take(worker, pool)
                 self._look()
                 self.progress.standing(self._standing())
@@ -250,7 +253,10 @@ class _Run:
             trial = self._ask()
             architecture = self.space.sample(trial, self.job.dataset.clip_s)
             candidate = Candidate(str(architecture), self.space.sample_training(trial))
-            if self._refused(trial, architecture, candidate) or self._repeated(trial, candidate):
+            running = self._running_here() | self.elsewhere
+            if self._refused(trial, architecture, candidate) or self._repeated(
+                trial, candidate, running
+            ):
                 self.refused_in_a_row += 1
                 continue
             self.refused_in_a_row = 0
@@ -258,7 +264,7 @@ class _Run:
                 withdraw(self.study, trial)
                 return
             start(trial, *candidate)
-            if self._overtaken(trial, candidate):
+            if self._repeated(trial, candidate, self._started_before(trial)):
                 continue
             self.running[trial.number] = trial, candidate
             stem = f"{self.place}/{trial.number:05d}"
@@ -307,12 +313,14 @@ class _Run:
         self._record(trial, msgspec.structs.replace(result, cost=cost))
         return True
 
-    def _repeated(self, trial: Trial, candidate: Candidate) -> bool:
-        """A known candidate is not trained again; the sampler learns its result once more."""
+    def _repeated(
+        self, trial: Trial, candidate: Candidate, running: Mapping[int, Candidate | None]
+    ) -> bool:
+        """A known candidate is not trained again; the sampler learns its result once more. Nor is
+        one that is among the `running`."""
         known = [r for r in self.results.values() if (r.architecture, r.training) == candidate]
         slow = [r for r in known if r.state == "infeasible" and r.latency]
         complete = [r for r in known if r.state in ("complete", "stopped")]
-        running = self.elsewhere | {n: here for n, (_, here) in self.running.items()}
         twins = [number for number, other in running.items() if other == candidate]
         if complete:
             reason = f"same architecture as trial {complete[0].trial}"
@@ -326,16 +334,19 @@ class _Run:
         self._record(trial, msgspec.structs.replace(result, seconds=0.0, finished_at=0.0))
         return True
 
-    def _overtaken(self, trial: Trial, candidate: Candidate) -> bool:
-        """Whether another process, at the same moment, has started the same: the first one asked
-        goes on."""
-        self._look()
-        first = [
-            n for n, other in self.elsewhere.items() if other == candidate and n < trial.number
-        ]
-        if first:
-            self._record(trial, candidate.result("repeated", f"trial {first[0]} is running it"))
-        return bool(first)
+    def _running_here(self) -> dict[int, Candidate | None]:
+        return {number: candidate for number, (_, candidate) in self.running.items()}
+
+    def _started_before(self, trial: Trial) -> dict[int, Candidate | None]:
+        """What other processes that asked before this one have started. Those that have not chosen
+        yet are waited for: of two that start the same at the same moment the first one goes on."""
+        until = time.monotonic() + MOST_CHOOSING_S
+        while True:
+            self._look()
+            before = {n: other for n, other in self.elsewhere.items() if n < trial.number}
+            if None not in before.values() or time.monotonic() > until:
+                return before
+            time.sleep(CHOOSING_S)
 
     def _record_answer(self, worker: pools.Worker) -> pools.Answer:
         number = worker.order.trial if worker.order else -1
@@ -448,19 +459,3 @@ class _Run:
 def _settled(result: TrialResult) -> bool:
     """Whether trying it again would give the same."""
     return result.state in ("complete", "stopped") or bool(result.latency or result.float_accuracy)
-
-
-@contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[None]:
-    """Ctrl-C waits until the result at hand is recorded."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is interrupted at all
-        return
-    pending: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: pending.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pending:
-        raise KeyboardInterrupt

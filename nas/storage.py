@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ BEAT_S, GRACE_S = 10, 60
 # A database that is away is waited for: so long, and asked again after these pauses.
 MOST_AWAY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 600.0, 0.5, 10.0
 _SIGNS_OF_ABSENCE = (OperationalError, PendingRollbackError)
-# What a running search asks of Optuna's storage: safe to ask twice.
+# What a running search asks of Optuna's storage: safe to ask twice, not to be broken off.
 _ASKED_OF_STORAGE = (
     "_create_new_trial",
     "_get_stale_trial_ids",
@@ -100,22 +102,30 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def make_patient(database: optuna.storages.RDBStorage, say: Callable[[str], None]) -> None:
-    """What a search asks of it waits while it is away, up to MOST_AWAY_S; `say` is told once."""
+def make_steady(
+    database: optuna.storages.RDBStorage, say: Callable[[str], None], most_away_s: float
+) -> None:
+    """What a search asks of it is not broken off by Ctrl-C, which could leave it locked, and waits
+    while it is away, up to `most_away_s`; `say` is told once."""
     for call in _ASKED_OF_STORAGE:
-        setattr(database, call, partial(_patiently, getattr(database, call), say))
+        setattr(database, call, partial(_steadily, getattr(database, call), say, most_away_s))
 
 
-def _patiently(
-    call: Callable[..., Any], say: Callable[[str], None], *given: Any, **named: Any
+def _steadily(
+    call: Callable[..., Any],
+    say: Callable[[str], None],
+    most_away_s: float,
+    *given: Any,
+    **named: Any,
 ) -> Any:
     """What the call returns, once the database answers."""
     waited_s, pause_s = 0.0, FIRST_PAUSE_S
     while True:
         try:
-            answer = call(*given, **named)
+            with uninterrupted():
+                answer = call(*given, **named)
         except StorageInternalError as error:
-            if not isinstance(error.__cause__, _SIGNS_OF_ABSENCE) or waited_s >= MOST_AWAY_S:
+            if not isinstance(error.__cause__, _SIGNS_OF_ABSENCE) or waited_s >= most_away_s:
                 raise
             if not waited_s:
                 say(f"the database is away ({_first_line(error)}); waiting for it")
@@ -125,3 +135,19 @@ def _patiently(
             return answer
         time.sleep(pause_s)
         waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the work at hand is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted at all
+        return
+    pending: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pending.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pending:
+            signal.raise_signal(signal.SIGINT)  # heard by whoever is uninterrupted around this

@@ -28,7 +28,16 @@ from sqlalchemy import make_url
 from nas.errors import UserError, nearest
 from nas.record import KB, Latency, StudyInputs, StudyRecord, Training, TrialResult, size_bytes
 from nas.sampler import sampler
-from nas.storage import BEAT_S, GRACE_S, database_of, make_patient, quiet, study_folder, told
+from nas.storage import (
+    BEAT_S,
+    GRACE_S,
+    MOST_AWAY_S,
+    database_of,
+    make_steady,
+    quiet,
+    study_folder,
+    told,
+)
 
 __all__ = [
     "Pulse",
@@ -87,8 +96,7 @@ def open_study(
     if _INPUTS not in study.user_attrs:
         study.set_user_attr(_INPUTS, msgspec.json.encode(inputs).decode())
     _refuse_other_inputs(name, _inputs(study), inputs)
-    if storage:
-        make_patient(database, say)
+    make_steady(database, say, MOST_AWAY_S if storage else 0.0)
     return study
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -121,3 +125,22 @@ def test_data_may_lie_elsewhere_but_must_be_the_same(here):
     with pytest.raises(UserError, match="data_fingerprint was .*, now other"):
         opened(data="/there", data_fingerprint="other")
     assert load_study("shared").inputs.data == "/here"
+
+
+def test_ctrl_c_at_any_moment_leaves_the_database_unlocked(here, monkeypatch):
+    monkeypatch.setattr(storage, "GRACE_S", 4)  # a locked database is waited for half as long
+    study, given = opened()
+    chance = random.Random(0)
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        for number in range(60):
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.005, 0.06), 0.5)
+            with contextlib.suppress(KeyboardInterrupt):
+                for i in itertools.count():
+                    record(study, ask(study, 0), complete(i, 0.8, 9000), given)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            study.set_user_attr("interrupted", number)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert opened()[0].user_attrs["interrupted"] == 59
