@@ -299,6 +299,7 @@ def _rebuild(network: Network, record: StudyRecord, dataset: Dataset) -> str:
     recipe, epochs = network.recipe, f"--epochs {network.recipe.epochs}"
     how = epochs if network.retrained else "--no-retrain"
     how += " --cross-validate" * bool(network.folds) + " --distill" * bool(network.teachers)
+    how += f" --storage {shlex.quote(record.storage)}" if record.storage else ""
     lines = [
         "With the study at hand:",
         "",

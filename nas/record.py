@@ -246,12 +246,14 @@ class Evaluated(msgspec.Struct, frozen=True):
 
 
 class StudyRecord(msgspec.Struct, frozen=True):
-    """One study as read back: its inputs and every recorded trial."""
+    """One study as read back: its inputs and every recorded trial. `storage` is the URL that it was
+    given, without the password."""
 
     name: str
     inputs: StudyInputs
     trials: list[TrialResult]
     started_at: float = 0.0
+    storage: str | None = None
 
 
 def size_bytes(result: TrialResult, kind: SizeKind) -> int:

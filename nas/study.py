@@ -108,13 +108,13 @@ def load_study(name: str, storage: str | None = None) -> StudyRecord:
     with told(name):
         database = database_of(name, storage)
         known = optuna.get_all_study_names(database)
+        shown = make_url(storage).render_as_string(hide_password=True) if storage else None
         if name not in known:
-            where = make_url(storage) if storage else "its file"  # shown without its password
-            raise UserError(f"no study '{name}' in {where}: {nearest(name, known)}")
+            raise UserError(f"no study '{name}' in {shown or 'its file'}: {nearest(name, known)}")
         study = optuna.load_study(study_name=name, storage=database)
         starts = [t.datetime_start for t in study.get_trials(deepcopy=False) if t.datetime_start]
         started_at = min(starts).timestamp() if starts else 0.0
-        return StudyRecord(name, _inputs(study), look(study)[0], started_at)
+        return StudyRecord(name, _inputs(study), look(study)[0], started_at, shown)
 
 
 def importance(name: str, storage: str | None = None) -> dict[str, dict[str, float]]:

@@ -198,12 +198,15 @@ def test_the_card_of_a_default_recipe_has_a_command_that_needs_no_study(
     assert Path(rebuilt.artifact).read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
 
 
-def test_the_card_s_command_names_the_file_of_a_target_of_the_user_s_own(study, tmp_path):
+def test_the_card_s_commands_name_a_target_of_the_user_s_own_and_the_database(study, tmp_path):
     record, result, job = study
     inputs = msgspec.structs.replace(record.inputs, target="our-board")
-    record = msgspec.structs.replace(record, inputs=inputs)
+    url = "postgresql://me:***@server/nas"
+    record = msgspec.structs.replace(record, inputs=inputs, storage=url)
     export(record, result, replace(job, proxy=Proxy(epochs=1)), tmp_path / "out", epochs=1)
-    assert "--target PATH/TO/our-board.toml " in (tmp_path / "out" / "README.md").read_text()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "--target PATH/TO/our-board.toml " in text
+    assert f"nas export tones-study --trial 2 --epochs 1 --storage '{url}'\n" in text
 
 
 def test_without_retraining_the_trials_own_artefact_ships(study, tmp_path):
