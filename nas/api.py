@@ -37,6 +37,7 @@ from nas.settings import (
     Settings,
     budget_of,
     default_name,
+    default_space,
     load_settings,
     refuse_no_number,
     refuse_no_seed,
@@ -60,7 +61,7 @@ def search(study: str | None = None, *, silent: bool = True, **settings: Any) ->
     asked = load_settings(study, settings)
     target = load_target(asked.target).reached_at(asked.remote)
     dataset = load(asked.data, tolerate_bad_files=asked.tolerate_bad_files)
-    space = load_space(asked.space)
+    space = load_space(asked.space or default_space(dataset.clip_s))
     inputs = StudyInputs(
         data=_where(asked.data),
         data_fingerprint=dataset.fingerprint,
@@ -184,7 +185,8 @@ def export(
     moved.
     """
     if not retrain:
-        _refuse_training({"--cross-validate": cross_validate, "--distill": distill})
+        asked = {"--cross-validate": cross_validate, "--distill": distill}
+        _refuse_training(asked | {"--epochs": epochs is not None})
     if epochs is not None:
         _at_least_one(epochs)
     if max_kb is not None:
@@ -205,6 +207,7 @@ def export(
         retrain=retrain,
         cross_validate=cross_validate,
         distill=distill,
+        most_kb=max_kb if trial is None else None,
     )
     _note_test(name, made)
     return made
@@ -230,11 +233,10 @@ def tested(name: str) -> dict[int, tuple[float, float, float]]:
 
 def _note_test(name: str, made: Any) -> None:
     """Beside the study, for its report."""
-    if made.test_accuracy is not None:
-        found = made.test_accuracy, made.test_accuracy_low, made.test_accuracy_high
-        with told(name):
-            _tested_path(name).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(_tested_path(name), msgspec.json.encode(tested(name) | {made.trial: found}))
+    found = made.test_accuracy, made.test_accuracy_low, made.test_accuracy_high
+    with told(name):
+        _tested_path(name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(_tested_path(name), msgspec.json.encode(tested(name) | {made.trial: found}))
 
 
 def _tested_path(name: str) -> Path:

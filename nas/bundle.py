@@ -18,19 +18,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.arch import Architecture, parse
+from nas.arch import Architecture, FrontEnd, parse
 from nas.artifacts import fetch
 from nas.cache import whole_folder
 from nas.card import Agreement, Network, card, confusion_svg
 from nas.classifier import classifier
 from nas.cost import estimate
+from nas.dataset import Dataset
 from nas.errors import UserError
-from nas.features import FLOOR, compute, waveforms
-from nas.firmware import Firmware, firmware, refuse_without_c, tried
+from nas.features import FLOOR, compute, waveforms, windows
+from nas.firmware import Board, Firmware, firmware, refuse_without_c, tried
 from nas.folds import cross_validated, refuse_unfolded
 from nas.measure import latencies_if_there, logits
 from nas.pipeline import Artifact, Job, retrained, score_of
-from nas.record import KB, LatencyKind, Score, StudyRecord, TrialResult, in_full
+from nas.record import KB, LatencyKind, Score, SizeKind, StudyRecord, TrialResult, in_full
 from nas.score import softmax
 
 SUMS = "SHA256SUMS"
@@ -43,10 +44,10 @@ TEACHERS = 3
 
 
 class Exported(msgspec.Struct, frozen=True):
-    """What `export` made. `promised_accuracy` is the trial's validation accuracy; the test figures
-    are None if the data set has no test split, the latency if the device was away, and the figures
-    over all folds unless they were asked for. `distilled` is whether a network that learned from
-    larger ones ships."""
+    """What `export` made. `promised_accuracy` is the trial's validation accuracy; the latency is
+    None if the device was away, and the figures over all folds are unless they were asked for.
+    `distilled` is whether a network that learned from larger ones ships; `boards` are what ran the
+    C of a microcontroller's bundle."""
 
     out: str
     files: list[str]
@@ -54,9 +55,9 @@ class Exported(msgspec.Struct, frozen=True):
     architecture: str
     promised_accuracy: float
     validation_accuracy: float
-    test_accuracy: float | None
-    test_accuracy_low: float | None
-    test_accuracy_high: float | None
+    test_accuracy: float
+    test_accuracy_low: float
+    test_accuracy_high: float
     file_bytes: int
     latency_ms: float | None
     latency_kind: LatencyKind
@@ -64,6 +65,7 @@ class Exported(msgspec.Struct, frozen=True):
     folds_accuracy: float | None = None
     folds_accuracy_low: float | None = None
     folds_accuracy_high: float | None = None
+    boards: list[Board] = []
 
 
 def export(
@@ -76,6 +78,7 @@ def export(
     retrain: bool = True,
     cross_validate: bool = False,
     distill: bool = False,
+    most_kb: float | None = None,
 ) -> Exported:
     """Retrains the trial's network in full, tests it once and writes the bundle to `out`.
 
@@ -83,7 +86,8 @@ def export(
     `retrain` the trial's own artefact ships. With `cross_validate` the network is also trained
     anew for every fold and scored over all of them; with `distill` it is also trained with
     `teachers_of` it. Raises UserError if `out` holds anything but an earlier export, if it cannot
-    be written, if the network outgrew the study's budget, if there are no folds to validate across
+    be written, if the network outgrew `most_kb` (default: the
+    study's budget), if there are no folds to validate across
     or no teachers, or if a microcontroller is the target and there is no C.
     """
     out = _writable(out)
@@ -95,7 +99,8 @@ def export(
     epochs = epochs or max(LEAST_EPOCHS, TIMES_PROXY * job.proxy.epochs)
     job = replace(job, proxy=in_full(job.proxy, epochs)) if retrain else job
     teachers = teachers_of(result, record) if distill else []
-    network = _network(record, result, job, retrain, teachers)
+    most_bytes = record.inputs.budget.size_bytes if most_kb is None else round(most_kb * KB)
+    network = _network(record, result, job, retrain, teachers, most_bytes)
     if cross_validate:
         found = cross_validated(network.architecture, job, network.seed)
         network = replace(network, folds=found)
@@ -113,9 +118,9 @@ def _exported(network: Network, out: Path, files: Iterable[str]) -> Exported:
         architecture=str(network.architecture),
         promised_accuracy=network.promised.accuracy,
         validation_accuracy=network.validation.accuracy,
-        test_accuracy=test.accuracy if test else None,
-        test_accuracy_low=test.accuracy_low if test else None,
-        test_accuracy_high=test.accuracy_high if test else None,
+        test_accuracy=test.accuracy,
+        test_accuracy_low=test.accuracy_low,
+        test_accuracy_high=test.accuracy_high,
         file_bytes=len(network.artifact),
         latency_ms=network.latency.latency_ms if network.latency else None,
         latency_kind=network.latency.latency_kind if network.latency else "none",
@@ -123,6 +128,7 @@ def _exported(network: Network, out: Path, files: Iterable[str]) -> Exported:
         folds_accuracy=folds.accuracy if folds else None,
         folds_accuracy_low=folds.accuracy_low if folds else None,
         folds_accuracy_high=folds.accuracy_high if folds else None,
+        boards=network.firmware.boards if network.firmware else [],
     )
 
 
@@ -155,6 +161,7 @@ def _network(
     job: Job,
     retrain: bool,
     teachers: Sequence[TrialResult],
+    most_bytes: int,
 ) -> Network:
     if result.score is None:
         raise UserError(f"trial {result.trial} is {result.state}, only a complete one can ship")
@@ -163,7 +170,7 @@ def _network(
     features = compute(dataset, architecture.front_end)
     larger = [parse(teacher.architecture) for teacher in teachers]
     made = retrained(architecture, job, features, seed, larger) if retrain else _own(result)
-    _refuse_outgrown(made.content, result, record)
+    _refuse_outgrown(made.content, result, record.inputs.size_kind, most_bytes)
     artifact = made.content
     scale = features.mean, features.std
     validation = features.split("validation")
@@ -189,7 +196,7 @@ def _network(
         promised=result.score,
         validation=score_of(outputs, validation, dataset),
         test=_tested(artifact, architecture, job),
-        agreement=_agreement(single, architecture, job, outputs, validation.recordings),
+        agreement=_agreement(single, architecture, job, outputs),
         firmware=_firmware(artifact, architecture, job, *scale) if job.target.mcu else None,
     )
 
@@ -202,9 +209,7 @@ def _firmware(
     std: NDArray[np.float32],
 ) -> Firmware:
     """C of the network, with golden vectors of some validation recordings."""
-    clips, settings = job.dataset.split("validation"), architecture.front_end
-    chosen = clips[:: -(-len(clips) // GOLDEN_CLIPS)]
-    audio = waveforms(job.dataset, chosen, settings.sample_rate_hz, settings.clip_s)[:GOLDEN_CLIPS]
+    _, audio = _some_audio(job.dataset, architecture.front_end, GOLDEN_CLIPS)
     return tried(firmware(artifact, architecture, mean, std, job.dataset.classes, audio))
 
 
@@ -218,21 +223,18 @@ def _own(result: TrialResult) -> Artifact:
         ) from None
 
 
-def _refuse_outgrown(artifact: bytes, result: TrialResult, record: StudyRecord) -> None:
+def _refuse_outgrown(artifact: bytes, result: TrialResult, kind: SizeKind, most: int) -> None:
     """Equal structure in other weights may differ by a few bytes, which may be too many."""
-    limit = record.inputs.budget.size_bytes
-    fitted = result.file_bytes is not None and result.file_bytes <= limit
-    if record.inputs.size_kind == "file_bytes" and fitted and len(artifact) > limit:
+    fitted = result.file_bytes is not None and result.file_bytes <= most
+    if kind == "file_bytes" and fitted and len(artifact) > most:
         raise UserError(
-            f"trial {result.trial} retrained has {len(artifact):,} bytes, over the budget of "
-            f"{limit / KB:g} KB that it just met: export a smaller trial, or give --no-retrain"
+            f"trial {result.trial} retrained has {len(artifact):,} bytes, over the limit of "
+            f"{most / KB:g} KB that it just met: export a smaller trial, or give --no-retrain"
         )
 
 
-def _tested(artifact: bytes, architecture: Architecture, job: Job) -> Score | None:
+def _tested(artifact: bytes, architecture: Architecture, job: Job) -> Score:
     """The one look at the test recordings."""
-    if not job.dataset.split("test"):
-        return None
     test = compute(job.dataset, architecture.front_end, splits=("test",)).split("test")
     return score_of(logits(artifact, test.features), test, job.dataset)
 
@@ -242,19 +244,22 @@ def _agreement(
     architecture: Architecture,
     job: Job,
     outputs: NDArray[np.float32],
-    recordings: NDArray[np.int64],
 ) -> Agreement:
-    """The waveform classifier beside features and artefact, on some of the validation clips."""
-    clips = job.dataset.split("validation")
-    chosen = range(0, len(clips), -(-len(clips) // COMPARED_CLIPS))
-    settings = architecture.front_end
-    audio = waveforms(
-        job.dataset, [clips[i] for i in chosen], settings.sample_rate_hz, settings.clip_s
-    )
-    ours = logits(single, audio)
-    theirs = softmax(outputs)[np.isin(recordings, chosen)]
+    """The waveform classifier beside features and artefact, on some of the validation windows."""
+    chosen, audio = _some_audio(job.dataset, architecture.front_end, COMPARED_CLIPS)
+    ours, theirs = logits(single, audio), softmax(outputs)[chosen]
     same = ours.argmax(1) == theirs.argmax(1)
     return Agreement(len(ours), float(same.mean()), float(np.abs(ours - theirs).max()))
+
+
+def _some_audio(
+    dataset: Dataset, settings: FrontEnd, most: int
+) -> tuple[list[int], NDArray[np.float32]]:
+    """At most so many of the validation windows, equally spaced: their numbers and their audio."""
+    cut = windows(dataset.split("validation"), settings.clip_s)
+    chosen = list(range(0, len(cut), -(-len(cut) // most)))
+    part = [cut[i] for i in chosen]
+    return chosen, waveforms(dataset, part, settings.sample_rate_hz, settings.clip_s)
 
 
 def _files(network: Network, record: StudyRecord, job: Job) -> dict[str, bytes]:
@@ -271,7 +276,6 @@ def _files(network: Network, record: StudyRecord, job: Job) -> dict[str, bytes]:
         "mean": features.mean.tolist(),
         "std": features.std.tolist(),
     }
-    confusion = (network.test or network.validation).confusion
     return {
         "model.onnx": network.artifact,
         "classifier.onnx": network.classifier,
@@ -282,7 +286,7 @@ def _files(network: Network, record: StudyRecord, job: Job) -> dict[str, bytes]:
             f"{name}>={importlib.metadata.version(name)}\n" for name in RUNTIME
         ).encode(),
         "predict.py": PREDICT.read_bytes(),
-        "confusion.svg": confusion_svg(confusion, dataset.classes).encode(),
+        "confusion.svg": confusion_svg(network.test.confusion, dataset.classes).encode(),
         "README.md": card(network, record, dataset).encode(),
         **{
             f"c/{name}": text
@@ -312,18 +316,21 @@ _UNWRITABLE = "cannot write the bundle {}: {}; give another folder with --out"
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
-    """The bundle in one step; an earlier one makes room at the last moment."""
+    """The bundle in one step; an earlier one makes room once the new one is safe on the disk."""
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     listing = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
     try:
-        with tempfile.TemporaryDirectory(prefix=".old-", dir=out.parent) as attic:
-            with _restored(Path(attic) / out.name, out), whole_folder(out) as folder:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=out.parent) as aside:
+            made, old = Path(aside) / "made", Path(aside) / "old"
+            with whole_folder(made) as folder:
                 for name, content in {**files, SUMS: listing}.items():
                     (folder / name).parent.mkdir(exist_ok=True)
                     (folder / name).write_bytes(content)
-                _refuse_foreign(out)
+            _refuse_foreign(out)
+            with _restored(old, out):
                 if out.exists():
-                    out.rename(Path(attic) / out.name)
+                    out.rename(old)
+                made.rename(out)
     except OSError as error:
         raise UserError(_UNWRITABLE.format(out, error.strerror)) from None
 

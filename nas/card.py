@@ -22,7 +22,7 @@ from nas.folds import CrossValidation
 from nas.pareto import kb_text, percent
 from nas.record import Cost, Latency, Proxy, Score, StudyRecord, in_full
 from nas.shipped import names
-from nas.splits import SPLITS
+from nas.splits import SPLITS, shared_groups
 
 TEMPLATE = Path(__file__).parent / "assets" / "bundle" / "README.template.md"
 
@@ -57,7 +57,7 @@ class Network:
     end_to_end: Latency | None
     promised: Score
     validation: Score
-    test: Score | None
+    test: Score
     agreement: Agreement
     folds: CrossValidation | None = None
     firmware: Firmware | None = None
@@ -80,7 +80,6 @@ def card(network: Network, record: StudyRecord, dataset: Dataset) -> str:
         accuracy=_accuracy(network, dataset),
         per_class=_per_class(network),
         groups=_groups(network),
-        judged="test" if network.test else "validation",
         cost=_cost(network, record),
         agreement=_agreement(network.agreement),
         firmware=_firmware(network.firmware) if network.firmware else "",
@@ -108,7 +107,10 @@ def _interval(score: Score) -> str:
 def _data(dataset: Dataset, record: StudyRecord) -> str:
     counts = ", ".join(f"{len(dataset.split(split))} in {split}" for split in SPLITS)
     groups = {clip.group for clip in dataset.clips if clip.group}
-    told = f" from {len(groups)} groups, none of them in two splits" if groups else ""
+    shared = len(shared_groups(dataset.clips))
+    leak = f"{shared} of them in more than one split, so that all accuracies are too high"
+    told = f" from {len(groups)} groups, {leak if shared else 'none of them in two splits'}"
+    told *= bool(groups)
     papers = [p.name for p in sorted(dataset.root.iterdir()) if _is_licence(p.name)]
     licence = f"see {', '.join(papers)} in the data set" if papers else "not stated in the data set"
     return (
@@ -153,15 +155,13 @@ def _folds(network: Network, folds: CrossValidation, dataset: Dataset) -> str:
     return (
         f"\n\nBy fold: {each}. The search chose the architecture with fold "
         f"{', '.join(sorted(f or '' for f in chosen))} for validation, so that fold has been seen "
-        "by the choice; the network that ships is not one of these."
-        + " They had no teachers."
-        * bool(network.teachers)
+        "by the choice." + " These networks had no teachers." * bool(network.teachers)
     )
 
 
 def _per_class(network: Network) -> str:
     validation = network.validation.class_accuracy
-    test = network.test.class_accuracy if network.test else {}
+    test = network.test.class_accuracy
     names = {**validation, **test}
     rows = [[name, _percent(validation.get(name)), _percent(test.get(name))] for name in names]
     return _table(["class", "validation", "test"], rows)
@@ -169,7 +169,7 @@ def _per_class(network: Network) -> str:
 
 def _groups(network: Network) -> str:
     """Accuracy of each group, the worst first, if there are groups to tell apart."""
-    groups = (network.test or network.validation).group_accuracy
+    groups = network.test.group_accuracy
     if len(groups) < 2:
         return ""
     worst = sorted(groups.items(), key=lambda item: item[1])[:10]
@@ -207,9 +207,14 @@ def _energy(cost: Cost) -> str:
 
 
 def _compliance(network: Network, record: StudyRecord) -> str:
-    """The target's rules, if it has any, with the test accuracy where a rule asks for one."""
-    accuracy, target = network.test.accuracy if network.test else None, record.inputs.profile
-    rows = in_rows(sheet(network.architecture, network.cost, target, accuracy))
+    """The target's rules, if it has any, held against what was measured where it was."""
+    target, time_ms = record.inputs.profile, network.latency and network.latency.latency_ms
+    cost = msgspec.structs.replace(
+        network.cost,
+        file_bytes=len(network.artifact),
+        latency_ms=network.cost.latency_ms if time_ms is None else time_ms,
+    )
+    rows = in_rows(sheet(network.architecture, cost, target, network.test.accuracy))
     title = f"\n\nHeld against {target.description} ({target.source}):\n\n"
     return title + _table(["rule", "figure", "verdict"], rows) if rows else ""
 
@@ -249,6 +254,7 @@ def _board_table(boards: Sequence[Board]) -> str:
         [
             f"{board.equal_labels} of {board.clips}",
             f"{board.equal_logits} of {board.clips}",
+            f"{board.equal_features} of {board.clips}",
             f"{board.equal_waveform_labels} of {board.clips}",
             f"{board.network_instructions:,}",
             f"{board.front_end_instructions:,}",
@@ -260,6 +266,7 @@ def _board_table(boards: Sequence[Board]) -> str:
     names = [
         "labels equal to ONNX Runtime's",
         "logits equal, but for the order of float sums",
+        "features within 0.001",
         "labels equal from the waveform on",
         "instructions of the network",
         "instructions of the front end",
@@ -272,22 +279,21 @@ def _board_table(boards: Sequence[Board]) -> str:
 
 
 def _limits(network: Network, dataset: Dataset) -> str:
-    score = network.test or network.validation
     said = [
         f"It always answers with one of the {len(dataset.classes)} classes, also for silence, "
         "noise and sounds that it was never shown.",
         "The probabilities are the network's softmax; they are not calibrated.",
         "Other microphones, rooms and distances than those of the training recordings may cost "
         "accuracy that no figure here shows.",
-        "The validation recordings chose this network among many, so their figure is optimistic."
-        + ("" if network.test else " There is no test split: no unbiased figure is known."),
+        "The validation recordings chose this network among many, so their figure is optimistic.",
         f"Times hold for this device: {_device(network)}.",
     ]
-    if len(score.group_accuracy) >= 2:
+    groups = network.test.group_accuracy
+    if len(groups) >= 2:
         said.append(
             "With fewer than ten groups (speakers, places, sources) the interval covers new "
             "recordings of the same groups, not new groups."
-            if len(score.group_accuracy) < 10
+            if len(groups) < 10
             else "The interval covers new groups (speakers, places, sources) of the same kind."
         )
     if dataset.note:
@@ -313,7 +319,9 @@ def _rebuild(network: Network, record: StudyRecord, dataset: Dataset) -> str:
             "Without it, from the recordings:",
             "",
             f"    nas evaluate {network.architecture} --data {data} "
-            f"--target {_target(record.inputs.target)} {epochs} --seed {network.seed}",
+            f"--target {_target(record.inputs.target)} {epochs} --seed {network.seed}"
+            + " --tolerate-bad-files"
+            * bool(dataset.problems),
             "",
         ]
     return "\n".join(

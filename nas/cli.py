@@ -74,7 +74,10 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("study", nargs="?", help="a built-in study or a TOML file; flags override")
     parser.add_argument("--name", help="name of the study (default: from the data and the space)")
     parser.add_argument("--data", help="folder of recordings, CSV manifest or built-in data set")
-    parser.add_argument("--space", help="built-in search space or a TOML file")
+    parser.add_argument(
+        "--space",
+        help="built-in search space or a TOML file (default: short or small, by the clips' length)",
+    )
     parser.add_argument("--target", help="built-in target or a TOML file")
     _remote_flag(parser)
     parser.add_argument("--budget-kb", type=float, help="size limit, of the kind the target names")
@@ -104,10 +107,7 @@ def _search(options: argparse.Namespace) -> None:
     from nas import api, report
     from nas.pareto import front, recommended
 
-    # Slurm and Kubernetes end a job with SIGTERM: as after Ctrl-C, its trials are recorded, even
-    # where a script's `&` had SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    _end_as_by_ctrl_c()
     flags = {k: v for k, v in vars(options).items() if k not in ("run", "study")}
     record = api.search(options.study, silent=False, **flags)
     page = _write_page([record.name], options.storage)
@@ -116,6 +116,13 @@ def _search(options: argparse.Namespace) -> None:
     if points := front(record.trials, record.inputs.size_kind, record.inputs.budget):
         where = f" --storage {shlex.quote(options.storage)}" if options.storage else ""
         print(f"Next: nas export {record.name} --trial {recommended(points).trial}{where}")
+
+
+def _end_as_by_ctrl_c() -> None:
+    """Slurm and Kubernetes end a job with SIGTERM: as after Ctrl-C, what it had begun is recorded
+    or cleared away, even where a script's `&` had SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def _add_front(commands: Any) -> None:
@@ -233,6 +240,7 @@ def _export(options: argparse.Namespace) -> None:
 
     from nas import api
 
+    _end_as_by_ctrl_c()
     exported = api.export(
         options.name,
         trial=options.trial,

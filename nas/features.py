@@ -140,15 +140,9 @@ def windows(clips: Sequence[Clip], clip_s: float) -> list[Window]:
 
 
 def waveforms(
-    dataset: Dataset, clips: Sequence[Clip], sample_rate_hz: int, clip_s: float
-) -> Waveform:
-    """Raw audio of every window of the clips, in order: float32 [windows, samples]."""
-    return _audio(dataset, windows(clips, clip_s), sample_rate_hz, clip_s)
-
-
-def _audio(
     dataset: Dataset, part: Sequence[Window], sample_rate_hz: int, clip_s: float
 ) -> Waveform:
+    """Raw audio of some windows: float32 [windows, samples]."""
     samples = round(sample_rate_hz * clip_s)
     out = np.empty((len(part), samples), np.float32)
     for row, window in zip(out, part, strict=True):
@@ -298,7 +292,7 @@ def _fill(
     def fill(number: int) -> None:
         part = parts[number]
         mine = cut[part.start : part.stop]
-        audio = _audio(dataset, mine, settings.sample_rate_hz, settings.clip_s)
+        audio = waveforms(dataset, mine, settings.sample_rate_hz, settings.clip_s)
         with torch.inference_mode():
             mel = front_end(torch.from_numpy(audio), settings)
             rows.write(part.start, mel if scale is None else _normalised(mel, scale))

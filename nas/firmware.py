@@ -240,14 +240,21 @@ class Board(msgspec.Struct, frozen=True):
     clips: int
     equal_labels: int
     equal_logits: int
+    equal_features: int
     equal_waveform_labels: int
     network_instructions: int
     front_end_instructions: int
     flash_bytes: int
     ram_bytes: int
 
+    @property
+    def right(self) -> bool:
+        """Whether all agrees on all clips."""
+        equal = self.equal_labels, self.equal_logits, self.equal_features
+        return min(*equal, self.equal_waveform_labels) == self.clips
 
-_FIGURES = set(Board.__struct_fields__)
+
+_PRINTED = set(Board.__struct_fields__) - {"core", "flash_bytes", "ram_bytes"}
 
 
 def missing_tools() -> list[str]:
@@ -259,24 +266,30 @@ def missing_tools() -> list[str]:
 def simulate(folder: Path, core: Core) -> Board:
     """Builds c/ in `folder` for a Cortex-M4 or M7 and runs it in QEMU, some seconds.
 
-    Raises UserError if a tool is missing, or if it does not build or run.
+    Raises UserError if a tool is missing, or if it does not build or run to its end.
     """
     if missing := missing_tools():
         raise UserError(f"a simulated board needs {', '.join(missing)}: install them")
-    printed = _make(folder, core)
+    _make(folder, f"check.{core}", f"size.{core}")
+    # make fails where clips do not agree, which the figures tell
+    printed, _ = _output(["make", "--silent", core], folder)
     spoken = [line.split() for line in printed.splitlines()]
-    figures = {words[0]: int(words[1]) for words in spoken if words and words[0] in _FIGURES}
-    _make(folder, f"size.{core}")
-    sizes = _output(["arm-none-eabi-size", f"size.{core}"], folder)
+    figures = {words[0]: int(words[1]) for words in spoken if words and words[0] in _PRINTED}
+    if figures.keys() != _PRINTED:
+        raise UserError(f"the simulated board did not run to its end: {_last_line(printed)}")
+    sizes, _ = _output(["arm-none-eabi-size", f"size.{core}"], folder)
     text, data, bss = map(int, sizes.splitlines()[1].split()[:3])
     return Board(core=core, flash_bytes=text + data, ram_bytes=data + bss, **figures)
 
 
-def _make(folder: Path, goal: str) -> str:
-    return _output(["make", "--silent", goal], folder)
+def _make(folder: Path, *goals: str) -> None:
+    said, failed = _output(["make", "--silent", *goals], folder)
+    if failed:
+        raise UserError(f"`make --silent {' '.join(goals)}` in c/ failed: {_last_line(said)}")
 
 
-def _output(command: Sequence[str], folder: Path) -> str:
+def _output(command: Sequence[str], folder: Path) -> tuple[str, bool]:
+    """What the command printed, and whether it failed."""
     # a board speaks to standard error
     try:
         done = subprocess.run(
@@ -291,10 +304,11 @@ def _output(command: Sequence[str], folder: Path) -> str:
     except subprocess.TimeoutExpired:
         spoken = " ".join(command)
         raise UserError(f"`{spoken}` in c/ did not end within {TIMEOUT_S} s") from None
-    if done.returncode:
-        said = done.stdout.strip().splitlines()[-1:]
-        raise UserError(f"`{' '.join(command)}` in c/ failed: {' '.join(said)}")
-    return done.stdout
+    return done.stdout, done.returncode != 0
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
 @dataclass(frozen=True)

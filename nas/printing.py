@@ -45,16 +45,16 @@ def print_exported(exported: Any) -> None:
     how = ", estimated" if exported.latency_kind == "estimated" else ""
     print(f"{exported.file_bytes / KB:.1f} KB, {ms}{how}")
     print(f"accuracy on validation {exported.validation_accuracy:.1%}", end="")
-    if exported.test_accuracy is None:
-        print("; the data have no test split")
-    else:
-        low, high = exported.test_accuracy_low, exported.test_accuracy_high
-        print(f", on test {exported.test_accuracy:.1%} ({low:.1%} to {high:.1%})")
+    low, high = exported.test_accuracy_low, exported.test_accuracy_high
+    print(f", on test {exported.test_accuracy:.1%} ({low:.1%} to {high:.1%})")
     if exported.distilled:
         print("it learned from larger networks of the study and is better for it on validation")
     if exported.folds_accuracy is not None:
         low, high = exported.folds_accuracy_low, exported.folds_accuracy_high
         print(f"accuracy over all folds {exported.folds_accuracy:.1%} ({low:.1%} to {high:.1%})")
+    for board in exported.boards:
+        if not board.right:
+            print(f"c/ is wrong on a simulated Cortex-{board.core.upper()}: see README.md")
 
 
 def print_shares(kind: str, accuracies: dict[str, float]) -> None:

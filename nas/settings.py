@@ -16,15 +16,16 @@ from nas.target import TargetProfile
 DEFAULT_TRIALS = 40
 _NAME = r"\w[\w.-]*"
 DEFAULT_BUDGET_KB = 64.0
+LONGEST_SHORT_S = 1.5
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One search. None means the default: the target's limit, or no limit; `workers` of 0 one per
-    core; without `trials` and `minutes` DEFAULT_TRIALS."""
+    """One search. None means the default: the target's limit, or no limit; no `space` that of
+    `default_space`; `workers` of 0 one per core; without `trials` and `minutes` DEFAULT_TRIALS."""
 
     name: str = ""
     data: str = "synthetic-scenes"
-    space: str = "small"
+    space: str = ""
     target: str = "host"
     remote: str | None = None
     budget_kb: float | None = None
@@ -65,7 +66,7 @@ def _beside(settings: Settings, folder: Path) -> Settings:
     found = {
         key: str(folder / getattr(settings, key))
         for key in ("data", "space", "target")
-        if (folder / getattr(settings, key)).exists()
+        if getattr(settings, key) and (folder / getattr(settings, key)).exists()
     }
     return msgspec.structs.replace(settings, **found)
 
@@ -128,6 +129,11 @@ def refuse_no_seed(seed: int) -> None:
     """Raises UserError unless all libraries take `seed`."""
     if not 0 <= seed < 2**31:
         raise UserError(f"--seed is {seed}; it must be 0 to {2**31 - 1}")
+
+
+def default_space(clip_s: float) -> str:
+    """The search space for clips of so many seconds."""
+    return "short" if clip_s <= LONGEST_SHORT_S else "small"
 
 
 def default_name(data: str, space: str) -> str:

@@ -162,7 +162,7 @@ def _hash(unit: str, attempt: int) -> bytes:
 
 def leak_warning(clips: Sequence[Clip], units: Units) -> str:
     """One sentence if the splits share a group or a file, or a random split would; else ""."""
-    shared = _straddling({clip: clip.group for clip in clips})
+    shared = shared_groups(clips)
     if shared:
         return (
             f"the given split leaks: {len(shared)} groups are on more than one side "
@@ -179,6 +179,11 @@ def leak_warning(clips: Sequence[Clip], units: Units) -> str:
         f"a random split would leak: {sum(shared_by)} recordings share {len(shared_by)} groups "
         "(speaker, location or source); the splits here keep each group on one side"
     )
+
+
+def shared_groups(clips: Sequence[Clip]) -> list[str]:
+    """Groups that are on more than one side of the split."""
+    return _straddling({clip: clip.group for clip in clips})
 
 
 def _straddling(belongs: Mapping[Clip, str | None]) -> list[str]:

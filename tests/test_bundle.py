@@ -217,15 +217,29 @@ def test_without_retraining_the_trials_own_artefact_ships(study, tmp_path):
     assert "--trial 2 --no-retrain" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_without_a_test_split_there_are_no_test_figures_and_the_card_says_so(study, tmp_path):
+def test_the_card_says_that_recordings_are_synthetic_and_whether_their_groups_leak(study, tmp_path):
     record, result, job = study
-    untested = tuple(clip for clip in job.dataset.clips if clip.split != "test")
-    job = replace(job, dataset=replace(job.dataset, clips=untested, note="Made by a machine."))
-    exported = export(record, result, job, tmp_path / "out", retrain=False)
-    assert exported.test_accuracy is exported.test_accuracy_low is exported.test_accuracy_high
-    assert exported.test_accuracy is None
+    sides = {"one side": lambda clip: clip.split, "two sides": lambda clip: "the same"}
+    for name, group in sides.items():
+        clips = tuple(replace(clip, group=group(clip)) for clip in job.dataset.clips)
+        dataset = replace(job.dataset, clips=clips, note="Made by a machine.")
+        export(record, result, replace(job, dataset=dataset), tmp_path / name, retrain=False)
+        text = (tmp_path / name / "README.md").read_text()
+        assert "**Made by a machine.**" in text
+        assert ("3 groups, none of them in two splits" in text) == (name == "one side")
+        assert ("1 groups, 1 of them in more than one split" in text) == (name == "two sides")
+
+
+def test_limits_of_a_target_are_held_against_what_was_measured(study, tmp_path):
+    record, result, job = study
+    limits = msgspec.structs.replace(load_target("host").limits, size_bytes=10**6, latency_ms=1000)
+    profile = msgspec.structs.replace(load_target("host"), limits=limits)
+    inputs = msgspec.structs.replace(record.inputs, profile=profile)
+    record = msgspec.structs.replace(record, inputs=inputs)
+    made = export(record, result, job, tmp_path / "out", retrain=False)
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "no unbiased figure" in text and "**Made by a machine.**" in text
+    assert f"bytes of the file | {made.file_bytes:,} | pass |" in text
+    assert f"ms | {made.latency_ms:,} | pass |" in text
 
 
 def test_every_fold_is_tested_once_by_a_network_trained_on_others(study, tmp_path):
@@ -306,7 +320,7 @@ def test_a_bundle_for_a_microcontroller_has_c_that_agrees_with_its_golden_vector
     clips = figures["clips"]
     assert int(clips) > 1
     assert figures["equal_labels"] == figures["equal_logits"] == clips
-    assert figures["equal_waveform_labels"] == clips
+    assert figures["equal_features"] == figures["equal_waveform_labels"] == clips
     text = (out / "README.md").read_text()
     ran = f"| labels equal to ONNX Runtime's | {clips} of {clips} | {clips} of {clips} |"
     assert (ran in text) == (not missing_tools()) and "## On a microcontroller" in text
@@ -396,16 +410,19 @@ def test_an_export_that_is_cut_off_while_it_is_written_leaves_the_earlier_one(
 ):
     export(*study, tmp_path / "out", retrain=False)
     before = files_in(tmp_path / "out")
+
+    def interrupt():
+        assert files_in(tmp_path / "out") == before, (
+            "a kill at this moment would lose the earlier one"
+        )
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr(os, "sync", interrupt)  # the last step before the new folder takes its name
+        patched.setattr(os, "sync", interrupt)  # slow, and the last step before names change
         with pytest.raises(KeyboardInterrupt):
             export(*study, tmp_path / "out", retrain=False)
     assert files_in(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def interrupt():
-    raise KeyboardInterrupt
 
 
 def test_a_failed_export_leaves_nothing_behind(study, tmp_path):
@@ -419,12 +436,14 @@ def test_a_failed_export_leaves_nothing_behind(study, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_outgrows_the_budget_in_retraining_is_refused(study, tmp_path):
+def test_a_network_that_outgrows_a_limit_in_retraining_is_refused(study, tmp_path):
     record, result, job = study
     small = msgspec.structs.replace(result, file_bytes=1000)
+    with pytest.raises(UserError, match="over the limit of 1 KB"):
+        export(record, small, job, tmp_path / "out", epochs=1, most_kb=1)
     inputs = msgspec.structs.replace(record.inputs, budget=Budget(size_bytes=1024))
     record = msgspec.structs.replace(record, inputs=inputs)
-    with pytest.raises(UserError, match="over the budget of 1 KB"):
+    with pytest.raises(UserError, match="over the limit of 1 KB"):
         export(record, small, job, tmp_path / "out", epochs=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -490,7 +509,7 @@ def test_predict_follows_a_stream_of_raw_samples(bundle, study, bare_python):
     done = subprocess.run(command, input=audio.astype("<f4").tobytes(), capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     lines = done.stdout.decode().splitlines()
-    assert [line.split(" s: ")[0] for line in lines] == ["0.50", "0.75", "1.00", "1.25"]
+    assert [line.split(" s: ")[0] for line in lines] == ["0.50", "0.75", "1.00", "1.25", "1.30"]
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry(*EXACT)
     session = onnxruntime.InferenceSession(bundle[1] / "classifier.onnx", options)
@@ -498,17 +517,38 @@ def test_predict_follows_a_stream_of_raw_samples(bundle, study, bare_python):
     (answers,) = session.run(["probabilities"], {"waveform": window})
     label = list(TONES_HZ)[answers[0].argmax()]
     assert lines[0] == f"0.50 s: {label} ({answers.max():.0%})".replace("%", " %")
+    short, silent = audio[:1000].astype("<f4").tobytes(), b""
+    done = subprocess.run(command, input=short, capture_output=True, text=False)
+    assert done.stdout.startswith(b"0.12 s: ") and done.stdout.count(b"\n") == 1
+    done = subprocess.run(command, input=silent, capture_output=True)
+    assert (done.returncode, done.stderr) == (2, b"predict.py: the stream holds no samples\n")
 
 
 def test_predict_names_a_bad_file_and_goes_on(bundle, study, tmp_path):
     (tmp_path / "bad.wav").write_text("no audio")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE_HZ)
+    (tmp_path / "samples.raw").write_bytes(bytes(1000))
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE_HZ)
+    soundfile.write(tmp_path / "whole.mp3", noise, RATE_HZ)
+    whole = (tmp_path / "whole.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
+    noise[9] = np.nan
+    soundfile.write(tmp_path / "nan.wav", noise, RATE_HZ, subtype="FLOAT")
     good = study[2].dataset.root / "low-0.wav"
-    done = predict(bundle[1], tmp_path / "bad.wav", tmp_path / "empty.wav", tmp_path / "no", good)
-    assert done.returncode == 2 and done.stdout.startswith(f"{good}: ")
-    for name in ("bad.wav", "empty.wav", "no"):
+    names = ["bad.wav", "empty.wav", "no", "samples.raw", "cut.mp3", "nan.wav"]
+    done = predict(bundle[1], *(tmp_path / name for name in names), good, tmp_path / "whole.mp3")
+    assert done.returncode == 2 and done.stdout.count("\n") == 2
+    assert done.stdout.startswith(f"{good}: ")
+    for name in names:
         assert f"{tmp_path / name}: cannot be read as audio" in done.stderr
+    assert "is truncated" in done.stderr and "holds NaN" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_predict_says_that_a_folder_holds_no_audio_and_passes_over_hidden_files(bundle, tmp_path):
+    (tmp_path / "._low.wav").write_text("what macOS leaves beside a file")
+    done = predict(bundle[1], tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"predict.py: no audio files in {tmp_path}\n")
 
 
 def test_predict_says_what_it_needs(bundle, bare_python, tmp_path):
@@ -534,7 +574,7 @@ def test_predict_cuts_and_repeats_recordings_as_the_features_do(program, bundle,
     dataset = study[2].dataset
     classifier = program.Classifier(bundle[1] / "classifier.onnx")
     theirs = [w for clip in dataset.clips for w in classifier.windows(dataset.root / clip.path)]
-    ours = features.waveforms(dataset, dataset.clips, RATE_HZ, 0.5)
+    ours = features.waveforms(dataset, features.windows(dataset.clips, 0.5), RATE_HZ, 0.5)
     assert len(ours) > len(dataset.clips)
     np.testing.assert_array_equal(np.stack(theirs), ours)
 

@@ -136,7 +136,7 @@ def test_every_format_rate_and_channel_count_gives_the_same_waveform(
             subtype=subtype,
         )
     dataset = load(tmp_path)
-    audio = waveforms(dataset, dataset.clips, 16000, 1.0)
+    audio = waveforms(dataset, windows(dataset.clips, 1.0), 16000, 1.0)
     expected = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
     assert audio.shape == (6, 16000)
     assert audio.dtype == np.float32
@@ -146,8 +146,8 @@ def test_every_format_rate_and_channel_count_gives_the_same_waveform(
 
 
 def test_a_short_recording_is_repeated_until_it_fills_the_clip(dataset: Dataset) -> None:
-    once = waveforms(dataset, dataset.clips[:2], 8000, 0.2)
-    twice = waveforms(dataset, dataset.clips[:2], 8000, 0.5)
+    once = waveforms(dataset, windows(dataset.clips[:2], 0.2), 8000, 0.2)
+    twice = waveforms(dataset, windows(dataset.clips[:2], 0.5), 8000, 0.5)
     assert np.array_equal(twice, np.concatenate([once, once, once[:, :800]], axis=1))
 
 
@@ -156,7 +156,7 @@ def test_a_gain_scales_and_a_part_is_where_it_says(tmp_path: Path) -> None:
     rows = [f"x.wav,{'ab'[i % 2]},{i / 10},{i / 10 + 0.2}" for i in range(6)]
     (tmp_path / "m.csv").write_text("\n".join(["filename,label,start,end", *rows]))
     dataset = load(tmp_path)
-    audio = waveforms(dataset, dataset.clips, 8000, 0.2)
+    audio = waveforms(dataset, windows(dataset.clips, 0.2), 8000, 0.2)
     assert audio[:, 0] == pytest.approx([0.1 + 0.08 * i for i in range(6)], abs=1e-3)
 
 
@@ -193,7 +193,7 @@ def test_cached_features_are_the_normalised_front_end_of_the_waveforms(dataset: 
     settings = FrontEnd(8000, 0.2, 256, 256, 80, 20, deltas=1)
     features = compute(dataset, settings, splits=("train", "validation", "test"))
     for name, split in features.splits.items():
-        audio = waveforms(dataset, dataset.split(name), 8000, 0.2)
+        audio = waveforms(dataset, windows(dataset.split(name), 0.2), 8000, 0.2)
         mel = front_end(torch.from_numpy(audio), settings).numpy()
         expected = (mel - features.mean[None, :, :, None]) / features.std[None, :, :, None]
         assert split.features.shape == (len(split.clips), *settings.shape)

@@ -171,7 +171,7 @@ def test_published_networks_run_on_simulated_boards(name, tmp_path):
     files = written(tmp_path, artifact, architecture, classes)
     for core in ("m4", "m7"):
         board = simulate(files, core)
-        assert board.equal_labels == board.equal_logits == board.equal_waveform_labels == 3
+        assert board.right and board.clips == 3
         assert board.network_instructions < 3.2 * cost.macs
         assert board.ram_bytes == pytest.approx(cost.peak_ram_bytes, rel=0.05)
         assert board == simulate(files, core)  # counts repeat exactly
@@ -181,14 +181,34 @@ def test_published_networks_run_on_simulated_boards(name, tmp_path):
     assert not re.findall(r"__aeabi_d\w+|malloc|_sbrk", symbols)
 
 
+@needs_gcc
+@needs_board
+@pytest.mark.parametrize(
+    "file, sound, broken, told",
+    [
+        ("frontend.c", "waveform[at] * hann(n)", "waveform[at]", "equal_features"),
+        ("kernels.c", "(float)sum *", "(float)(sum + 500) *", "equal_logits"),
+    ],
+)
+def test_c_that_is_wrong_says_so_here_and_on_a_board(file, sound, broken, told, tmp_path):
+    architecture = parse(f"{STEM}/conv_n1_k3x3_s2x2_c8_relu_q0_g0_p0/gap_c0_p0/{CHANNEL}")
+    folder = written(tmp_path / "c", small_artifact(architecture), architecture)
+    assert subprocess.run(["make"], cwd=folder, capture_output=True).returncode == 0
+    text = (folder / file).read_text()
+    assert sound in text
+    (folder / file).write_text(text.replace(sound, broken))
+    assert subprocess.run(["make"], cwd=folder, capture_output=True).returncode != 0
+    made = tried({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert not made.unmeasured and [board.core for board in made.boards] == ["m4", "m7"]
+    assert all(getattr(board, told) < board.clips and not board.right for board in made.boards)
+
+
 @needs_board
 def test_a_board_that_does_not_answer_in_time_is_told_and_loses_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr("nas.firmware.TIMEOUT_S", 0.01)
-    made = tried({"Makefile": b"m4:\n\tsleep 5\n"})
-    assert (
-        made.boards == []
-        and made.unmeasured == "`make --silent m4` in c/ did not end within 0.01 s"
-    )
+    made = tried({"Makefile": b"check.m4:\n\tsleep 5\n"})
+    told = "`make --silent check.m4 size.m4` in c/ did not end within 0.01 s"
+    assert made.boards == [] and made.unmeasured == told
     assert made.files.keys() == {"Makefile"}
 
 

@@ -27,6 +27,7 @@ from nas.features import compute
 from nas.measure import logits
 from nas.pareto import front
 from nas.score import score
+from nas.settings import default_space
 from nas.study import ask, load_study, look, open_study, start, withdraw
 
 CONTRACT = {
@@ -402,6 +403,15 @@ def test_a_trial_killed_between_storing_and_telling_its_result_is_not_lost(
 def _trials(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     return load_study("tones").trials
+
+
+def test_short_clips_are_searched_in_a_space_of_their_own(workplace, tmp_path):
+    flags = ["--data", workplace / "tones", "--trials", "1", "--workers", "1", "--name", "own"]
+    done = nas_in(tmp_path, workplace, "search", *map(str, flags))
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(nas(tmp_path, "front", "own", "--json").stdout)
+    assert parse(row["architecture"]).front_end.hop in (160, 256)
+    assert default_space(2.0) == "small"
 
 
 def test_of_two_processes_that_start_the_same_at_once_the_first_goes_on(

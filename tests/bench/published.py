@@ -5,9 +5,9 @@ at most 128 KB in int8, and the most accurate network that a search found at no 
 and at no more than a third of it: all trained in full as `nas export` does (60 and 20 epochs, one
 seed), and the accuracy in % of the exported file on two folds, pooled, with its 95 % interval over
 recordings. Published networks keep their front end and take the data set's clip length. The search
-(space `small`, budget 128 KB, 20 epochs, 120 trials) validates on the fold before the last; the two
-folds here are the last, which it never saw, and the first, which it trained on, so the choice of
-the architecture has seen part of the second.
+(the space of the data set by default, budget 128 KB, 20 epochs, 120 trials) validates on the fold
+before the last; the two folds here are the last, which it never saw, and the first, which it
+trained on, so the choice of the architecture has seen part of the second.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Row]]]:
 def searched(name: str) -> Row:
     """Its study stays in studies/, and goes on where it was cut off; its front is kept in FOUND."""
     study = f"bench-published-{name}"
-    record = nas.search(
-        name=study, data=path(name), space="small", budget_kb=MOST_KB, trials=TRIALS
-    )
+    record = nas.search(name=study, data=path(name), budget_kb=MOST_KB, trials=TRIALS)
     with FOUND.open("a") as file:
         for point in nas.front(study):
             row = {"data": name, "architecture": point.architecture, "bytes": point.file_bytes}

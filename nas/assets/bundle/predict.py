@@ -71,6 +71,10 @@ class Classifier:
                 file.seek(min(start, file.frames - 1))
                 length = round(min(self.clip_s, length_s) * rate)
                 part = file.read(length, dtype="float32", always_2d=True)
+                if len(part) < min(length, file.frames - start):
+                    raise ValueError("is truncated")
+                if not np.isfinite(part).all():
+                    raise ValueError("holds NaN or infinite samples")
                 audio = resample(part.mean(axis=1), rate, self.rate_hz)
                 yield np.resize(audio, self.samples).astype(np.float32)
 
@@ -97,12 +101,17 @@ def resample(audio: Array, rate_hz: int, wanted_hz: int) -> Array:
 
 
 def recordings(paths: list[Path]) -> Iterator[Path]:
-    """The files as given, and the audio files in the folders, sorted."""
+    """The files as given, and the audio files in the folders, sorted; no hidden ones."""
     for path in paths:
         if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO)
+            within = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO)
+            yield from (p for p in within if not hidden(p.relative_to(path)))
         else:
             yield path
+
+
+def hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def best(labels: list[str], probabilities: Array, top: int) -> list[dict[str, Any]]:
@@ -118,10 +127,15 @@ def words(found: list[dict[str, Any]]) -> str:
 def predict(classifier: Classifier, paths: list[Path], top: int, as_json: bool) -> int:
     """Prints a line per recording, or one JSON list; 2 if one of them could not be read."""
     status, documents = 0, []
-    for path in recordings(paths):
+    files = list(recordings(paths))
+    if not files:
+        print(f"predict.py: no audio files in {', '.join(map(str, paths))}", file=sys.stderr)
+        status = 2
+    for path in files:
         try:
             found = best(classifier.labels, classifier.probabilities(path), top)
-        except (OSError, ValueError, soundfile.LibsndfileError) as error:
+        # soundfile raises TypeError for a file of raw samples
+        except (OSError, ValueError, TypeError, soundfile.LibsndfileError) as error:
             reason = getattr(error, "error_string", error)
             print(f"predict.py: {path}: cannot be read as audio: {reason}", file=sys.stderr)
             status = 2
@@ -136,22 +150,31 @@ def predict(classifier: Classifier, paths: list[Path], top: int, as_json: bool) 
 
 
 def follow(classifier: Classifier, blocks: Iterator[Array], top: int) -> int:
-    """Prints what the last clip length of a stream holds, after each block of half a clip."""
-    heard, samples = np.zeros(classifier.samples, np.float32), 0
+    """Prints what the last clip length of a stream holds, after each block of half a clip; a
+    stream that ends before its first clip is full is repeated until it fills it."""
+    heard, samples = np.zeros(0, np.float32), 0
     for block in blocks:
         heard = np.concatenate([heard, block])[-classifier.samples :]
         samples += len(block)
-        if samples >= classifier.samples:  # silence before the stream is not part of it
-            at_s = samples / classifier.rate_hz
-            found = words(best(classifier.labels, classifier.run(heard), top))
-            print(f"{at_s:.2f} s: {found}", flush=True)
+        if len(heard) == classifier.samples:
+            say(classifier, heard, samples, top)
+    if not samples:
+        print("predict.py: the stream holds no samples", file=sys.stderr)
+        return 2
+    if samples < classifier.samples:
+        say(classifier, np.resize(heard, classifier.samples), samples, top)
     return 0
 
 
+def say(classifier: Classifier, waveform: Array, samples: int, top: int) -> None:
+    found = words(best(classifier.labels, classifier.run(waveform), top))
+    print(f"{samples / classifier.rate_hz:.2f} s: {found}", flush=True)
+
+
 def stdin_blocks(count: int) -> Iterator[Array]:
-    """Blocks of `count` samples of little-endian float32 from stdin; a rest is dropped."""
-    while len(data := sys.stdin.buffer.read(4 * count)) == 4 * count:
-        yield np.frombuffer(data, "<f4")
+    """Blocks of `count` samples of little-endian float32 from stdin, the last one shorter."""
+    while len(data := sys.stdin.buffer.read(4 * count)) >= 4:
+        yield np.frombuffer(data[: len(data) // 4 * 4], "<f4")
 
 
 def listen(classifier: Classifier, top: int) -> int:
