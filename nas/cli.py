@@ -106,15 +106,16 @@ def _add_search(commands: Any) -> None:
 def _search(options: argparse.Namespace) -> None:
     from nas import api, report
     from nas.pareto import front, recommended
+    from nas.settings import load_settings
 
     _end_as_by_ctrl_c()
     flags = {k: v for k, v in vars(options).items() if k not in ("run", "study")}
     record = api.search(options.study, silent=False, **flags)
-    page = _write_page([record.name], options.storage)
+    page = _write_page([record.name], load_settings(options.study, flags).storage)
     print(report.front_table(record))
     print(f"\nPage: {page}")
     if points := front(record.trials, record.inputs.size_kind, record.inputs.budget):
-        where = f" --storage {shlex.quote(options.storage)}" if options.storage else ""
+        where = f" --storage {shlex.quote(record.storage)}" if record.storage else ""
         print(f"Next: nas export {record.name} --trial {recommended(points).trial}{where}")
 
 

@@ -6,6 +6,7 @@ join the study by name: each sees what all have finished and are running.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ from nas.rungs import bars, ran, rung_epochs
 from nas.space import SearchSpace
 from nas.storage import study_folder, told, uninterrupted
 from nas.study import (
+    GivenUp,
     Pulse,
     Study,
     Trial,
@@ -106,6 +108,10 @@ def run_search(
             with pools.pool(workers, run.task, folder / "workers.log") as pool:
                 run.prepare(networks)
                 run.loop(pool)
+        elif run.too_late():
+            progress.event(
+                "the time is too short for a usual trial of this study: none was started"
+            )
         run.time_front()
     return load_study(name, storage)
 
@@ -139,10 +145,18 @@ class _Run:
         self.limits, self.progress, self.folder, self.place = limits, progress, folder, place
         self.begin: set[str] = set()
         self.untried: list[dict[str, Any]] = []
-        self.task = pools.Task(inputs.data, inputs.profile, inputs.proxy, job.max_latency_ms)
+        self.put_off: list[tuple[int, dict[str, Any]]] = []
+        self.task = pools.Task(
+            inputs.data,
+            inputs.data_fingerprint,
+            inputs.profile,
+            inputs.proxy,
+            job.max_latency_ms,
+        )
         self.start = time.monotonic()
         self.results: dict[int, TrialResult] = {}
         self.running: dict[int, tuple[Trial, Candidate]] = {}
+        self.answered: dict[int, TrialResult] = {}
         self.elsewhere: dict[int, Candidate | None] = {}
         self.refused_in_a_row = self.failed_in_a_row = self.slow_in_a_row = 0
         self.pulse = Pulse(study, inputs)
@@ -157,7 +171,7 @@ class _Run:
         found = beginnings([*networks, *steps], self.space, clip_s, within)
         self.begin = set(found)
         # What lost its worker is tried again; what int8 broke, or what is too slow, is not.
-        known = {r.architecture for r in self.results.values() if _settled(r)}
+        known = {r.architecture for r in self.results.values() if r.settled}
         self.untried = [choices for text, choices in found.items() if text not in known]
         if not self.elsewhere:
             for result in front(self.results.values(), self.inputs.size_kind, self.inputs.budget):
@@ -178,7 +192,7 @@ class _Run:
 
     def over(self) -> bool:
         """Whether the search has ended for this process, but for what it runs."""
-        if self._too_late() or self._exhausted():
+        if self.too_late() or self._exhausted():
             return True
         return self.limits.trials is not None and len(self._finished()) >= self.limits.trials
 
@@ -186,9 +200,7 @@ class _Run:
         """Whether the space holds nothing more to try, or so little that proposals miss it."""
         if self.refused_in_a_row < PROPOSALS_PER_TURN:
             return False
-        ended = [
-            r for r in self.results.values() if r.state in ("complete", "stopped", "infeasible")
-        ]
+        ended = [r for r in self.results.values() if r.state == "infeasible" or r.settled]
         running = [*self._running_here().values(), *self.elsewhere.values()]
         tried = {
             (c.architecture, *sorted(c.training.items()))
@@ -217,6 +229,12 @@ class _Run:
             for number, r in running.items()
             if number not in self.running
         }
+        busy = self.running.keys() | self.elsewhere.keys()
+        for number, begin in self.put_off:
+            came = self.results.get(number)
+            if number not in busy and not (came and came.settled):
+                self.untried.append(begin)
+        self.put_off = [(number, begin) for number, begin in self.put_off if number in busy]
 
     def loop(self, pool: list[pools.Worker]) -> None:
         """Until nothing is left to start and nothing runs. What runs when it is interrupted is
@@ -228,7 +246,8 @@ class _Run:
                         self._give(worker)
                 if not self.running and self.left() == 0:
                     time.sleep(IDLE_S)
-                for worker in pools.ready(pool, timeout_s=1.0) if self.running else []:
+                idle = self.left() != 0 and not all(worker.order for worker in pool)
+                for worker in pools.ready(pool, 0.0 if idle else 1.0) if self.running else []:
                     with uninterrupted():
                         self._take(worker, pool)
                 self._look()
@@ -236,10 +255,8 @@ class _Run:
                 if self._seconds_to_go() < -OVERTIME_S:
                     break
         finally:
-            for worker in pools.ready(pool, timeout_s=0.0):
-                self._record_answer(worker)
-            for trial, candidate in list(self.running.values()):
-                self._record(trial, candidate.result("failed", "the search was ended"))
+            with uninterrupted():
+                self._record_all(pool)
         if self._exhausted():
             self.progress.event(
                 f"the last {self.refused_in_a_row} proposals were over the budget or known: the "
@@ -250,29 +267,38 @@ class _Run:
         """An architecture that fits and has not been measured goes to the worker, if one of the
         next few proposals is one."""
         for _ in range(PROPOSALS_PER_TURN):
-            trial = self._ask()
-            architecture = self.space.sample(trial, self.job.dataset.clip_s)
-            candidate = Candidate(str(architecture), self.space.sample_training(trial))
-            running = self._running_here() | self.elsewhere
-            if self._refused(trial, architecture, candidate) or self._repeated(
-                trial, candidate, running
-            ):
-                self.refused_in_a_row += 1
-                continue
-            self.refused_in_a_row = 0
-            if self._covered(trial):
-                withdraw(self.study, trial)
-                return
-            start(trial, *candidate)
-            if self._repeated(trial, candidate, self._started_before(trial)):
-                continue
-            self.running[trial.number] = trial, candidate
-            stem = f"{self.place}/{trial.number:05d}"
-            seed = self.inputs.seed_of(trial.number)
-            to_reach = self._bars(architecture)
-            before = trained_before(*candidate, self.results.values())
-            worker.give(Order(trial.number, *candidate, seed, stem, to_reach, before))
-            return
+            # another process takes a trial for dead if this one stood still at choosing
+            with contextlib.suppress(GivenUp):
+                if self._propose(worker):
+                    return
+
+    def _propose(self, worker: pools.Worker) -> bool:
+        """Whether the worker needs no other proposal: it has this one, or there is none left."""
+        begin = self.untried.pop(0) if self.untried else None
+        trial = ask(self.study, self.inputs.seed, begin)
+        architecture = self.space.sample(trial, self.job.dataset.clip_s)
+        candidate = Candidate(str(architecture), self.space.sample_training(trial))
+        running = self._running_here() | self.elsewhere
+        if self._refused(trial, architecture, candidate):
+            self.refused_in_a_row += 1
+            return False
+        if self._repeated(trial, candidate, running, begin):
+            self.refused_in_a_row += 1
+            return False
+        self.refused_in_a_row = 0
+        if self._covered(trial):
+            withdraw(self.study, trial)
+            self.untried[:0] = [begin] if begin else []
+            return True
+        start(trial, *candidate)
+        if self._repeated(trial, candidate, self._started_before(trial), begin):
+            return False
+        self.running[trial.number] = trial, candidate
+        stem, seed = f"{self.place}/{trial.number:05d}", self.inputs.seed_of(trial.number)
+        before = trained_before(*candidate, self.results.values())
+        bars = self._bars(architecture)
+        worker.give(Order(trial.number, *candidate, seed, stem, bars, before))
+        return True
 
     def _covered(self, trial: Trial) -> bool:
         """Whether other processes have come first and run all that is left.
@@ -285,12 +311,6 @@ class _Run:
         self._look()
         before = [n for n in (*self.running, *self.elsewhere) if n < trial.number]
         return len(self._finished()) + len(before) >= self.limits.trials
-
-    def _ask(self) -> Trial:
-        """What the search begins with, one after the other, and what was trained in other formats;
-        then what the sampler proposes."""
-        begin = self.untried.pop(0) if self.untried else None
-        return ask(self.study, self.inputs.seed, begin)
 
     def _bars(self, architecture: Architecture) -> dict[int, float]:
         """What it must reach at each rung, by the trials that have ended when it starts. What the
@@ -314,21 +334,27 @@ class _Run:
         return True
 
     def _repeated(
-        self, trial: Trial, candidate: Candidate, running: Mapping[int, Candidate | None]
+        self,
+        trial: Trial,
+        candidate: Candidate,
+        running: Mapping[int, Candidate | None],
+        begin: dict[str, Any] | None,
     ) -> bool:
         """A known candidate is not trained again; the sampler learns its result once more. Nor is
-        one that is among the `running`."""
+        one that is among the `running`, but what a search should `begin` with waits for the end of
+        that: its machine may die."""
         known = [r for r in self.results.values() if (r.architecture, r.training) == candidate]
-        slow = [r for r in known if r.state == "infeasible" and r.latency]
-        complete = [r for r in known if r.state in ("complete", "stopped")]
+        settled = [r for r in known if r.settled and r.state != "repeated"]
         twins = [number for number, other in running.items() if other == candidate]
-        if complete:
-            reason = f"same architecture as trial {complete[0].trial}"
-            result = msgspec.structs.replace(complete[0], state="repeated", reason=reason)
-        elif slow:
-            result = slow[0]
+        if settled and settled[0].state == "infeasible":
+            result = settled[0]
+        elif settled:
+            reason = f"same architecture as trial {settled[0].trial}"
+            result = msgspec.structs.replace(settled[0], state="repeated", reason=reason)
         elif twins:
             result = candidate.result("repeated", f"trial {twins[0]} is running it")
+            if begin:
+                self.put_off.append((twins[0], begin))
         else:
             return False
         self._record(trial, msgspec.structs.replace(result, seconds=0.0, finished_at=0.0))
@@ -348,19 +374,36 @@ class _Run:
                 return before
             time.sleep(CHOOSING_S)
 
-    def _record_answer(self, worker: pools.Worker) -> pools.Answer:
+    def _record_all(self, pool: list[pools.Worker]) -> None:
+        """What has been answered, and that nothing came of what still runs."""
+        for worker in pools.ready(pool, timeout_s=0.0):
+            self._hear(worker)
+        for result in list(self.answered.values()):
+            self._record_answer(result)
+        for trial, candidate in list(self.running.values()):
+            self._record(trial, candidate.result("failed", "the search was ended"))
+
+    def _hear(self, worker: pools.Worker) -> pools.Answer:
+        """The worker's answer, kept until it is recorded: a database that is away may be waited
+        for, and that be broken off."""
         number = worker.order.trial if worker.order else -1
         answer = worker.take()
-        trial, candidate = self.running[number]
+        _, candidate = self.running[number]
         result = msgspec.structs.replace(answer.result, trial=number, training=candidate.training)
+        self.answered[number] = result
+        return msgspec.structs.replace(answer, result=result)
+
+    def _record_answer(self, result: TrialResult) -> None:
+        trial, _ = self.running[result.trial]
         self._record(trial, result)
+        del self.answered[result.trial]
         self.progress.event(event_of(result, self.inputs))
         self._add_format(result)
-        return answer
 
     def _take(self, worker: pools.Worker, pool: list[pools.Worker]) -> None:
-        answer = self._record_answer(worker)
+        answer = self._hear(worker)
         result = answer.result
+        self._record_answer(result)
         if answer.trouble:
             raise UserError(answer.trouble)
         self._refuse_failing(result)
@@ -421,7 +464,7 @@ class _Run:
         complete = [r for r in self.results.values() if r.state == "complete"]
         return [r.seconds for r in complete if r.weights_of is None]
 
-    def _too_late(self) -> bool:
+    def too_late(self) -> bool:
         """Whether a trial that is started now would usually end too late."""
         seconds = self._seconds_of_training()
         usual = median(seconds) if seconds else 0.0
@@ -454,8 +497,3 @@ class _Run:
         to_do = left + len(self.running) / 2
         by_trials = to_do * sum(seconds) / len(seconds) / len(self.running)
         return by_trials if by_time is None else max(0.0, min(by_time, by_trials))
-
-
-def _settled(result: TrialResult) -> bool:
-    """Whether trying it again would give the same."""
-    return result.state in ("complete", "stopped") or bool(result.latency or result.float_accuracy)

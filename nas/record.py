@@ -151,6 +151,11 @@ class TrialResult(msgspec.Struct, frozen=True, omit_defaults=True):
     finished_at: float = 0.0
 
     @property
+    def settled(self) -> bool:
+        """Whether trying it again would give the same: it was trained or timed, whatever came."""
+        return bool(self.rungs or self.score or self.latency or self.float_accuracy is not None)
+
+    @property
     def trained_by(self) -> int:
         """The trial that trained the network."""
         return self.trial if self.weights_of is None else self.weights_of

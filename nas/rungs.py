@@ -1,10 +1,9 @@
 """Early stopping for two objectives: what a trial must reach at each rung of its proxy to go on.
 
 At a rung a trial is compared with the trials of similar or smaller size only, at the same rung of
-the same schedule: a small network need not be as accurate as a large one, and the smallest of all
-is never stopped. Size is the number of parameters: what is compared is the float network, which may
-yet be measured in a smaller number format. The idea is that of MO-ASHA (Schmucker, Donini, Zafar,
-Salinas & Archambeau 2021).
+the same schedule: a small network need not be as accurate as a large one. Size is the number of
+parameters: what is compared is the float network, which may yet be measured in a smaller number
+format. The idea is that of MO-ASHA (Schmucker, Donini, Zafar, Salinas & Archambeau 2021).
 """
 
 from __future__ import annotations

@@ -15,7 +15,12 @@ from typing import Any
 import optuna
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import OperationalError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 
 from nas.errors import UserError
 
@@ -71,6 +76,12 @@ def database_of(name: str, storage: str | None) -> optuna.storages.RDBStorage:
         file = URL.create("sqlite", database=str(study_folder(name) / "study.db"))
         writers = {"connect_args": {"timeout": GRACE_S / 2}}  # wait for their turn
         return _opened(file.render_as_string(hide_password=False), writers)
+    try:
+        make_url(storage)
+    except (ArgumentError, ValueError) as error:
+        raise UserError(
+            f"--storage is no database URL ({error}); it is like postgresql://user@host/database"
+        ) from None
     try:
         return _opened(storage, {"pool_pre_ping": True})
     except ImportError:
@@ -133,8 +144,43 @@ def _steadily(
             if waited_s:
                 say("the database is back; the search goes on")
             return answer
-        time.sleep(pause_s)
+        _pause(pause_s)
         waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _pause(seconds: float) -> None:
+    """Sleeps; Ctrl-C ends it, even where all else is uninterrupted."""
+    deferral = signal.getsignal(signal.SIGINT)
+    if not isinstance(deferral, _Deferral):
+        time.sleep(seconds)
+        return
+    with deferral.lifted():
+        _pause(seconds)
+
+
+class _Deferral:
+    """Stands for the handler of Ctrl-C `before` and keeps what comes until that is back."""
+
+    def __init__(self) -> None:
+        self.before = signal.getsignal(signal.SIGINT)
+        self.pending = False
+
+    def __call__(self, *_: object) -> None:
+        self.pending = True
+
+    def end(self) -> None:
+        signal.signal(signal.SIGINT, self.before)
+        pending, self.pending = self.pending, False
+        if pending:
+            signal.raise_signal(signal.SIGINT)  # heard by whoever is uninterrupted around this
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        self.end()
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self)
 
 
 @contextlib.contextmanager
@@ -143,11 +189,9 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is interrupted at all
         return
-    pending: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: pending.append(number))
+    deferral = _Deferral()
+    signal.signal(signal.SIGINT, deferral)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if pending:
-            signal.raise_signal(signal.SIGINT)  # heard by whoever is uninterrupted around this
+        deferral.end()

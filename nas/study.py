@@ -40,6 +40,7 @@ from nas.storage import (
 )
 
 __all__ = [
+    "GivenUp",
     "Pulse",
     "Study",
     "Trial",
@@ -58,6 +59,7 @@ __all__ = [
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+GivenUp = UpdateFinishedTrialError  # another process took the trial for dead
 FEWEST_FOR_IMPORTANCE = 10
 _RESULT, _INPUTS, _STARTED = "result", "inputs", "started"
 _TIME_OF = "latency of trial "
@@ -171,7 +173,7 @@ def record(study: Study, trial: Trial, result: TrialResult, inputs: StudyInputs)
         if over is not None:
             trial.set_constraint("latency_ms", over)
         trial.set_user_attr(_RESULT, msgspec.json.encode(result).decode())
-    except UpdateFinishedTrialError:
+    except GivenUp:
         if result.state != "failed":
             _add(study, trial, result, inputs)
         return msgspec.structs.replace(
@@ -196,15 +198,17 @@ def _tell(study: Study, number: int, result: TrialResult, inputs: StudyInputs) -
 
 
 def _outcome(result: TrialResult, inputs: StudyInputs) -> dict[str, Any]:
-    """What Optuna knows of a result: `state` and, if the sampler learns from it, `values`."""
+    """What Optuna knows of a result: `state` and, if there are any, `values`. The sampler learns
+    that a pruned trial was bad, and nothing from one that failed."""
     if result.state in ("complete", "repeated") and result.score is not None:
         return {"state": TrialState.COMPLETE, "values": _values(result, inputs)}
-    return {"state": TrialState.FAIL if result.state == "failed" else TrialState.PRUNED}
+    untold = result.state in ("failed", "repeated") and not result.settled
+    return {"state": TrialState.FAIL if untold else TrialState.PRUNED}
 
 
 def _end(study: Study, number: int, **outcome: Any) -> None:
     """Another process may end the trial at the same moment: what it told is as good."""
-    with contextlib.suppress(UpdateFinishedTrialError):
+    with contextlib.suppress(GivenUp):
         study.tell(number, skip_if_finished=True, **outcome)
 
 

@@ -35,6 +35,7 @@ class Task(msgspec.Struct, frozen=True):
     """What all orders of a search have in common: the recordings' place and that of Job."""
 
     data: str
+    data_fingerprint: str
     target: TargetProfile
     proxy: Proxy
     max_latency_ms: float | None = None
@@ -166,6 +167,11 @@ def _work(pipe: Connection) -> None:
 
 def _job(task: Task) -> Job:
     dataset = load(task.data, tolerate_bad_files=True)
+    if dataset.fingerprint != task.data_fingerprint:
+        raise UserError(
+            f"{task.data}: the recordings or their splits have changed since the search began; "
+            "put back what they were, or search anew under another --name"
+        )
     return Job(dataset, task.target, task.proxy, task.max_latency_ms)
 
 

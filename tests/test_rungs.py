@@ -44,10 +44,12 @@ def test_nobody_is_weak_before_there_are_enough_to_compare_with():
     assert bars(100, [5, 10], [*others, stopped]) == {5: 0.9, 10: 0.0}
 
 
-def test_whoever_would_pass_all_others_passes():
-    others = [(90 + i, [(5, i / 40)]) for i in range(40)]
-    for size in range(80, 200, 7):
-        assert bars(size, [5], others)[5] <= 39 / 40
+def test_the_better_half_of_those_of_its_size_goes_on_itself_counted():
+    for count in range(FEWEST_PEERS, 40):
+        accuracies = [i / 40 for i in range(count)]
+        bar = bars(100, [5], [(100, [(5, accuracy)]) for accuracy in accuracies])[5]
+        better = sum(accuracy > bar for accuracy in accuracies)
+        assert bar in accuracies and better + 1 == -(-(count + 1) // 2)
 
 
 def test_only_trials_that_were_trained_are_compared_with_and_by_their_parameters():
