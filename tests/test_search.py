@@ -15,6 +15,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from searching import STUDY, children, wait_for, working_folder
@@ -28,7 +29,7 @@ from nas.measure import logits
 from nas.pareto import front
 from nas.score import score
 from nas.settings import default_space
-from nas.study import ask, load_study, look, open_study, start, withdraw
+from nas.study import ask, load_study, look, open_study, record, start, withdraw
 
 CONTRACT = {
     "trial",
@@ -405,6 +406,16 @@ def _trials(folder: Path, monkeypatch: pytest.MonkeyPatch):
     return load_study("tones").trials
 
 
+def test_a_study_file_may_name_its_database(workplace, tmp_path):
+    folder = copy_of(workplace, tmp_path)
+    url = f"sqlite:///{tmp_path}/own.db"
+    study = (folder / "tones.toml").read_text().replace("[proxy]", f'storage = "{url}"\n\n[proxy]')
+    (folder / "tones.toml").write_text(study)
+    done = nas_in(folder, workplace, "search", "tones.toml", "--trials", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"\nNext: nas export tones --trial \d+ --storage {url}\n$", done.stdout)
+
+
 def test_short_clips_are_searched_in_a_space_of_their_own(workplace, tmp_path):
     flags = ["--data", workplace / "tones", "--trials", "1", "--workers", "1", "--name", "own"]
     done = nas_in(tmp_path, workplace, "search", *map(str, flags))
@@ -435,7 +446,7 @@ def test_of_two_processes_that_start_the_same_at_once_the_first_goes_on(
     assert [t.state for t in others] == ["complete"] * 2
 
 
-def test_an_exhausted_space_ends_with_what_it_holds(workplace, tmp_path):
+def test_an_exhausted_space_ends_with_what_it_holds(workplace, tmp_path, monkeypatch):
     folder = copy_of(workplace, tmp_path)
     narrow = SPACE.replace("[4, 8, 16]", "[4]").replace("[8, 16, 24, 512]", "[8]")
     narrow = narrow.replace('["ds", "ir"]', '["ds"]').replace(', "float16", "int8"', "")
@@ -446,6 +457,22 @@ def test_an_exhausted_space_ends_with_what_it_holds(workplace, tmp_path):
     rows = json.loads(nas(folder, "front", "tones", "--all", "--json").stdout)
     assert [row["state"] for row in rows if row["state"] == "complete"] == ["complete"]
     assert len(rows) < 20, "all that the space holds was known, and proposals went on"
+
+    # What int8 broke is known as well: it would break again.
+    (row,) = [row for row in rows if row["state"] == "complete"]
+    monkeypatch.chdir(folder)
+    record_ = load_study("tones")
+    (made,) = [trial for trial in record_.trials if trial.trial == row["trial"]]
+    broken = msgspec.structs.replace(made, state="failed", reason="int8 broke it", score=None)
+    other = copy_of(workplace, tmp_path / "other")
+    (other / "tiny.toml").write_text(narrow)
+    monkeypatch.chdir(other)
+    study = open_study("tones", None, record_.inputs, lambda said: None)
+    record(study, ask(study, 0), broken, record_.inputs)
+    done = nas_in(other, workplace, "search", "tones.toml", "--trials", "4")
+    assert done.returncode == 0 and "seems exhausted" in done.stderr, done.stderr
+    states = {trial.state for trial in load_study("tones").trials}
+    assert states == {"failed", "repeated"}
 
 
 def test_a_space_may_search_the_augmentation_and_export_trains_by_what_was_found(

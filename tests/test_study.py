@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from made_study import complete, inputs
 from nas import storage
 from nas import study as studies
 from nas.errors import UserError
+from nas.record import TrialResult
 from nas.study import Pulse, ask, load_study, look, open_study, record, start, withdraw
 
 STORED = '{"architecture": "a", "state": "failed"}'
@@ -112,6 +114,21 @@ def test_a_trial_that_is_withdrawn_leaves_no_result(here):
     assert look(study) == ([], {})
 
 
+def test_only_what_was_measured_teaches_the_sampler(here):
+    study, given = opened()
+    made = complete(0, 0.8, 9000)
+    for result, state in [
+        (made, "COMPLETE"),
+        (msgspec.structs.replace(made, state="failed", score=None), "PRUNED"),
+        (TrialResult("a", "infeasible"), "PRUNED"),
+        (TrialResult("a", "failed", "the search was ended"), "FAIL"),
+        (TrialResult("a", "repeated", "trial 3 is running it"), "FAIL"),
+    ]:
+        trial = ask(study, 0)
+        record(study, trial, result, given)
+        assert study.get_trials()[-1].state.name == state
+
+
 def test_no_two_processes_sample_alike(here):
     (first, _), (second, _) = opened(), opened()
     trials = [ask(study, 0) for study in (first, second)]
@@ -125,6 +142,35 @@ def test_data_may_lie_elsewhere_but_must_be_the_same(here):
     with pytest.raises(UserError, match="data_fingerprint was .*, now other"):
         opened(data="/there", data_fingerprint="other")
     assert load_study("shared").inputs.data == "/here"
+
+
+def test_ctrl_c_is_heard_while_the_database_is_away(here):
+    url = f"sqlite:///{here}/own.db"
+    said: list[str] = []
+    study = open_study("shared", url, inputs(), said.append)
+    rename = "alter table {} rename to {}"
+    with sqlite3.connect(here / "own.db") as database:
+        database.execute(rename.format("studies", "gone"))
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 0.7)
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt), storage.uninterrupted():
+            study.set_user_attr("a", 1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 10, "it was told at once that the database was away"
+    assert "the database is away" in said[0]
+    with sqlite3.connect(here / "own.db") as database:
+        database.execute(rename.format("gone", "studies"))
+    study.set_user_attr("a", 2)
+    assert study.user_attrs["a"] == 2
+
+
+def test_what_is_no_database_url_is_one_sentence(here):
+    for url in ("nonsense", "postgresql://me:word@host:port/nas"):
+        with pytest.raises(UserError, match=r"^--storage is no database URL \(.*postgresql://user"):
+            load_study("shared", url)
 
 
 def test_ctrl_c_at_any_moment_leaves_the_database_unlocked(here, monkeypatch):
