@@ -9,9 +9,9 @@ without early stopping (tests/bench/trials.jsonl; on a CPU without VNNI, before 
 there). To each accuracy a random one of the trees' out-of-bag errors is added, a bound on the noise
 of one training. "R2" is that of the out-of-bag accuracies. The figures are medians over five seeds
 of the hypervolume (as in the bench `engine`), with their quartiles, and of the trials in the whole
-time. TPE is as in nas/sampler.py, the others are as Optuna has them; GP leaves choices that not
-every network has to chance. All real trials were proposed by TPE or the ladder, so the trees know
-best what TPE likes.
+time. TPE is as in nas/sampler.py, the others are as Optuna has them; NSGA-II's first generation, of
+50 networks by default, is random; GP leaves choices that not every network has to chance. All real
+trials were proposed by TPE or the ladder, so the trees know best what TPE likes.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ SEEDS = range(5)
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "TPE": sampler,
     "NSGA-II": lambda seed: NSGAIISampler(seed=seed),
+    "NSGA-II, 12 in a generation": lambda seed: NSGAIISampler(population_size=12, seed=seed),
     "random": lambda seed: RandomSampler(seed=seed),
     "GP": lambda seed: GPSampler(seed=seed, warn_independent_sampling=False),
 }
