@@ -7,7 +7,9 @@ seed), and the accuracy in % of the exported file on two folds, pooled, with its
 recordings. Published networks keep their front end and take the data set's clip length. The search
 (the space of the data set by default, budget 128 KB, 20 epochs, 120 trials) validates on the fold
 before the last; the two folds here are the last, which it never saw, and the first, which it
-trained on, so the choice of the architecture has seen part of the second.
+trained on, so the choice of the architecture has seen part of the second. One training is noisy:
+eight networks of ESC-10, trained by the same seed on a CPU without VNNI as well, differ by 0.7 to
+7.5 points, 2.5 in the median.
 """
 
 from __future__ import annotations

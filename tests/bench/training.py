@@ -7,7 +7,9 @@ by clip, contiguous float32, AdamW, glibc's memory as it comes. Each runs in a p
 in turns; `samples/s` are samples a second of processor time, medians over the epochs of three
 turns, and `ratio` is that of the two. bfloat16 is this project's loop under torch's autocast. The
 accuracies are those of the float networks on the validation speaker's 500 recordings after 6
-epochs, means of the turns' three seeds.
+epochs, means of the turns' three seeds. Of the first network 24 seeds reach 42.6 % by the plain
+loop and 39.4 % by this one, with a standard error of that difference of 2.1 points: a loss of a few
+points is neither shown nor ruled out.
 """
 
 from __future__ import annotations
