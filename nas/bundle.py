@@ -86,9 +86,9 @@ def export(
     `retrain` the trial's own artefact ships. With `cross_validate` the network is also trained
     anew for every fold and scored over all of them; with `distill` it is also trained with
     `teachers_of` it. Raises UserError if `out` holds anything but an earlier export, if it cannot
-    be written, if the network outgrew `most_kb` (default: the
-    study's budget), if there are no folds to validate across
-    or no teachers, or if a microcontroller is the target and there is no C.
+    be written, if the network outgrew `most_kb` (default: the study's budget), if there are no
+    folds to validate across or no teachers, or if a microcontroller is the target and there is no
+    C.
     """
     out = _writable(out)
     _refuse_foreign(out)

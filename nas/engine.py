@@ -279,10 +279,9 @@ class _Run:
         architecture = self.space.sample(trial, self.job.dataset.clip_s)
         candidate = Candidate(str(architecture), self.space.sample_training(trial))
         running = self._running_here() | self.elsewhere
-        if self._refused(trial, architecture, candidate):
-            self.refused_in_a_row += 1
-            return False
-        if self._repeated(trial, candidate, running, begin):
+        if self._refused(trial, architecture, candidate) or self._repeated(
+            trial, candidate, running, begin
+        ):
             self.refused_in_a_row += 1
             return False
         self.refused_in_a_row = 0

@@ -67,8 +67,7 @@ def evaluate_architecture(
 
     Writes `stem`.onnx (the artefact) and `stem`.safetensors (the trained float weights), each
     whole or not at all; `stem` is a path or s3://bucket/key. With `in_full` the artefact is made
-    as `retrained` does. Deterministic for one seed on one machine,
-    but for the latency.
+    as `retrained` does. Deterministic for one seed on one machine, but for the latency.
 
     The weights of a trial `before`, which trained the network for another number format, are taken
     if they can be read. A trial whose float network is below one of the `bars` (accuracy on the

@@ -518,7 +518,7 @@ def test_predict_follows_a_stream_of_raw_samples(bundle, study, bare_python):
     label = list(TONES_HZ)[answers[0].argmax()]
     assert lines[0] == f"0.50 s: {label} ({answers.max():.0%})".replace("%", " %")
     short, silent = audio[:1000].astype("<f4").tobytes(), b""
-    done = subprocess.run(command, input=short, capture_output=True, text=False)
+    done = subprocess.run(command, input=short, capture_output=True)
     assert done.stdout.startswith(b"0.12 s: ") and done.stdout.count(b"\n") == 1
     done = subprocess.run(command, input=silent, capture_output=True)
     assert (done.returncode, done.stderr) == (2, b"predict.py: the stream holds no samples\n")

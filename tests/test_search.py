@@ -433,7 +433,7 @@ def test_of_two_processes_that_start_the_same_at_once_the_first_goes_on(
     monkeypatch.chdir(copy_of(workplace, tmp_path))
     study = open_study("tones", None, known.inputs, lambda said: None)
     trial = ask(study, 0)  # this process has asked, but not chosen yet
-    process = start_search(tmp_path, workplace, "--trials", "2", "--workers", "1")
+    process = start_search(tmp_path, workplace, "--trials", "8", "--workers", "1")
     wait_for(lambda: len(study.get_trials()) > 1)
     first = min(known.trials, key=lambda t: t.trial)
     start(trial, first.architecture, first.training)
@@ -443,7 +443,8 @@ def test_of_two_processes_that_start_the_same_at_once_the_first_goes_on(
     _, again, *others = load_study("tones").trials
     assert (again.architecture, again.state) == (first.architecture, "repeated")
     assert again.reason == "trial 0 is running it"
-    assert [t.state for t in others] == ["complete"] * 2
+    # What the first was running came to nothing, so the search tries it after all.
+    assert first.architecture in {t.architecture for t in others if t.state == "complete"}
 
 
 def test_an_exhausted_space_ends_with_what_it_holds(workplace, tmp_path, monkeypatch):
